@@ -72,7 +72,7 @@ pub enum Command {
     Forward(commands::forward::Args),
     /// Sum the gram matrices of a model's layers over data, for RegMean
     Gram(commands::gram::Args),
-    /// Sample what a model's layers read over data, to bring models into one order
+    /// Sample the inputs of a model's layers over data, to bring models into one order
     Activations(commands::activations::Args),
     /// Sum the squared gradients of a model over data, for merges by Fisher information
     Fisher(commands::fisher::Args),
@@ -102,7 +102,7 @@ pub enum Command {
     Card(commands::card::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
-    /// Print what a shell needs to complete verbs and flags
+    /// Print the completion of verbs and flags for a shell
     Completions(commands::completions::Args),
     /// Write manual pages
     Man(commands::man::Args),

@@ -121,7 +121,7 @@ impl<'a> Study<'a> {
         Ok(Some(report))
     }
 
-    /// Measures one point, or takes what was measured before.
+    /// Measures one point, or takes its earlier measurement.
     pub fn finish(&self, point: &Point) -> Result<Finished> {
         let measured = self.shared(point)?;
         measured.context("the first of several ranks has what is measured")

@@ -76,7 +76,7 @@ impl Output {
         }
     }
 
-    /// Threads that there are to work with.
+    /// The number of threads.
     pub fn n_threads(&self) -> usize {
         rayon::current_num_threads()
     }

@@ -1,4 +1,4 @@
-//! Showing a plan, or carrying it out and saying what was done.
+//! Showing a plan, or carrying it out and reporting the result.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

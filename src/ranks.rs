@@ -27,7 +27,7 @@ pub fn among(
             ranks.finish()?;
             Ok(code)
         }
-        // A rank that has failed ends all when it is dropped: what is wrong must be said before.
+        // A rank that has failed ends all when it is dropped: the message must come before.
         Err(error) if ranks.size() > 1 => Ok(output::report(&error)),
         Err(error) => Err(error),
     }

@@ -56,7 +56,7 @@ impl Target {
     }
 }
 
-/// Weights that can be told from others, but are not there yet.
+/// Weights that can be known from others, but are not there yet.
 pub struct Found {
     source: Source,
     /// The files they come from, with hashes.
@@ -77,7 +77,7 @@ impl Found {
     /// Merges if that is what makes the weights, says where they come from, and resizes their
     /// position tables if `args` asks for it.
     pub fn open(self, args: &LoadArgs, output: &Output) -> Result<Opened> {
-        // What they come from is known already.
+        // Their origin is known already.
         let run = RunOptions {
             hash: None,
             ..RunOptions::default()

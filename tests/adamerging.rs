@@ -1,4 +1,4 @@
-//! AdaMerging of two tiny CLIPs: the gradient, the fall of the entropy, and a recipe that merges what was learned.
+//! AdaMerging of two tiny CLIPs: the gradient, the fall of the entropy, and a recipe that merges by the learned coefficients.
 
 use std::collections::BTreeMap;
 use std::path::Path;

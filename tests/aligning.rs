@@ -76,7 +76,7 @@ impl Orders {
     }
 }
 
-/// A CLIP with everything in another order that may be, of so many heads in the image tower and the text tower.
+/// A CLIP with everything in another order that may be, of these numbers of heads in the image tower and the text tower.
 pub(crate) fn permuted_clip(tensors: &mut Tensors, n_heads: [usize; 2], orders: &mut Orders) {
     let keys: Vec<String> = tensors.keys().cloned().collect();
     for key in keys {

@@ -30,7 +30,7 @@ fn model(path: &Path, tensors: &[Tensor]) {
     std::fs::write(path, bytes).expect("written");
 }
 
-/// A recipe, the exit code, and what must be said.
+/// A recipe, the exit code, and the words that the error must have.
 type Case = (&'static str, i32, &'static [&'static str]);
 
 const CASES: &[Case] = &[

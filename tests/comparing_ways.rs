@@ -169,14 +169,14 @@ fn ways_are_measured_after_as_many_steps_and_after_as_long() {
     );
     assert!(page.contains("way way-1"));
 
-    // Nothing is left to do; what is lost is made again, with as many steps as before.
+    // Nothing is left to do; lost files are made again, with as many steps as before.
     let again = study(&out, &[], &["--json"]).json();
     assert_eq!(again["steps"]["run"], 0);
     assert_eq!(again["points"], found["points"]);
     std::fs::remove_file(steps.join("pretrain-mlm-as-long-as-4/run/model.safetensors"))
         .expect("removed");
     let mended = study(&out, &[], &["--json"]).json();
-    // The run, what is fine-tuned from it twice, and both measurements.
+    // The run, two fine-tuned models from it, and both measurements.
     assert_eq!(mended["steps"]["run"], 5);
     assert_eq!(mended["points"][7]["steps"], found["points"][7]["steps"]);
     assert_eq!(

@@ -36,7 +36,7 @@ fn inspect(file: &str) -> (Said, Duration) {
     (Said::new(&output), start.elapsed())
 }
 
-/// What identifies a tensor: dtype, shape and hash, by path.
+/// The identity of a tensor: dtype, shape and hash, by path.
 fn tensors(list: &Value) -> BTreeMap<String, [Value; 3]> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
     list.iter()

@@ -116,7 +116,7 @@ fn a_repaired_picture_is_taken_up_again_and_a_missing_one_listed_every_time() {
             said.stdout
         );
     }
-    // Without the flag what is missing is an error, and the file stays.
+    // Without the flag a missing picture is an error, and the file stays.
     let strict = build.replace(" --skip-bad", "");
     let said = run(&strict, &folder);
     assert_eq!(said.code, Some(1), "{}", said.stdout);

@@ -96,7 +96,7 @@ fn pictures_of_a_folder_and_lines_of_a_file_come_in_order_with_ids() {
         serde_json::from_str(&metadata["image_features.ids"]).expect("a JSON list");
     assert!(ids.is_sorted() && ids.len() as u64 == said["shapes"]["image_features"][0]);
 
-    // The same as an array; what is there stays without --force.
+    // The same as an array; a file that is there stays without --force.
     let npy = format!("--images {PICTURES} --out {{}}/images.npy");
     ok(run(&encode(&npy), &folder));
     let bytes = std::fs::read(folder.path().join("images.npy")).expect("an array");

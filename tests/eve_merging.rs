@@ -1,5 +1,5 @@
-//! What a user does with an EVE: one model out of the networks of its modalities, more and fewer experts; and what is
-//! refused.
+//! A user's work with an EVE: one model out of the networks of its modalities, more and fewer experts; and inputs
+//! that are refused.
 
 use std::collections::BTreeMap;
 

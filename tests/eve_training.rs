@@ -90,7 +90,7 @@ fn eve_is_pretrained_by_masked_signals_and_fine_tuned_for_each_task() {
                 "{recipe}: {step}"
             );
         }
-        // What the checkpoint lacked learns at its own rate after a run is taken up, too.
+        // Variables that the checkpoint lacked learn at their own rate after the run is resumed, too.
         let place = folder.path().join(recipe);
         let whole = weights(&place.join("model.safetensors"));
         std::fs::remove_dir_all(place.join("states/step-00000004")).expect("removed");

@@ -1,4 +1,4 @@
-//! What files of FLM say of their models, and data and files that do not fit them.
+//! Records in files of FLM, and data and files that do not fit them.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ fn folder() -> TempDir {
     TempDir::new().expect("a folder")
 }
 
-/// What the record of a file says.
+/// The record of a file.
 fn record(folder: &TempDir, name: &str) -> Value {
     let path = folder.path().join(name);
     let opened = merge::io::open(&path, &merge::io::OpenOptions::default()).expect("it opens");
@@ -192,7 +192,7 @@ fn heads_and_colors_that_contradict_a_files_record_are_refused_in_every_family()
         ];
         refused(&said, &words);
     }
-    // What agrees is taken, and what a file does not say is, too.
+    // Facts that agree are taken, and so are facts that a file does not say.
     let plain = ok(measure("flm", roberta, "--heads 1 --json")).json();
     let other = ok(measure(
         "flm",

@@ -18,7 +18,7 @@ fn shown(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// What a run on changed inputs says as it fails; nothing is written.
+/// The error of a run on changed inputs; nothing is written.
 fn refused(change: impl FnOnce(&mut BTreeMap<String, Raw>), arguments: &[&str]) -> String {
     let folder = tempfile::tempdir().expect("a folder");
     let [file, out] = ["in", "out"].map(|n| folder.path().join(format!("{n}.safetensors")));
@@ -119,7 +119,7 @@ fn a_named_pass_needs_its_inputs_and_others_are_skipped_with_a_note() {
     );
 }
 
-/// What `vlmerge forward` says of a tiny FLM and a batch of the golden inputs.
+/// The output of `vlmerge forward` for a tiny FLM and a batch of the golden inputs.
 fn flm(checkpoint: &str, batch: &str, arguments: &[&str]) -> Said {
     let config = fixtures::json("flm/config.json");
     let [heads, image_heads, text_heads] =

@@ -18,7 +18,7 @@ struct Model {
     folder: TempDir,
 }
 
-/// What came of a run.
+/// The outcome of a run.
 struct Ran {
     outputs: BTreeMap<String, Raw>,
     gradients: BTreeMap<String, Raw>,
@@ -83,7 +83,7 @@ impl Model {
         }
     }
 
-    /// Compares gradients tensor by tensor by L2; what is far below the largest, absolutely.
+    /// Compares gradients tensor by tensor by L2; those far below the largest, absolutely.
     fn check_gradients(&self, found: &BTreeMap<String, Raw>, rel_l2: f64, floor: f64) {
         let expected = self
             .case
@@ -121,7 +121,7 @@ fn words(pairs: &[(&str, Option<String>)]) -> Vec<String> {
         .collect()
 }
 
-/// What the tensors of a model of vl-merging do not tell.
+/// Facts that the tensors of a model of vl-merging do not tell.
 fn multiway(case: &Case) -> Vec<String> {
     let config = case.set().config();
     let size = |name: &str| config[name].as_u64().map(|size| size.to_string());
@@ -177,7 +177,7 @@ fn golden_gradients_of_vl_merging_come_out_of_the_program() {
     }
 }
 
-/// What the tensors of a ZeroVL do not tell.
+/// Facts that the tensors of a ZeroVL do not tell.
 fn zerovl(case: &Case) -> Vec<String> {
     let config = case.set().config();
     let heads = |tower: &str| config[tower]["heads"].as_u64().map(|n| n.to_string());
@@ -264,7 +264,7 @@ fn golden_gradients_of_zerovl_come_out_of_the_program() {
             n_compared += 1;
             continue;
         }
-        // Norms alone; what is frozen in the case has none.
+        // Norms alone; frozen variables of the case have none.
         let norms = expected["grad_norms"].as_object().expect("norms");
         let norms = norms
             .iter()
@@ -312,7 +312,7 @@ fn a_loss_refuses_options_that_it_does_not_read_and_names_those_that_it_needs() 
     assert!(said.contains("`label`"), "{said}");
 }
 
-/// What the configuration of a CLIP or SigLIP does not tell, of an image tower of timm with a made-up name; and the pass
+/// Facts that the configuration of a CLIP or SigLIP does not tell, of an image tower of timm with a made-up name; and the pass
 /// of the case.
 fn clip(case: &Case, pass: Option<&str>) -> Vec<String> {
     let config = case
@@ -389,7 +389,7 @@ fn golden_gradients_of_clip_come_out_of_the_program() {
     }
 }
 
-/// What the tensors of an EVE do not tell.
+/// Facts that the tensors of an EVE do not tell.
 fn eve(case: &Case) -> Vec<String> {
     let config = case.set().config();
     let size = |name: &str| config[name].as_u64().map(|size| size.to_string());

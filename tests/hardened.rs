@@ -86,7 +86,7 @@ fn wide_names_and_shapes_are_shown() {
     }
 }
 
-/// Runs the program with no more than so many KiB of memory to address; an abort is an exit code of its own.
+/// Runs the program with at most this many KiB of memory to address; an abort is an exit code of its own.
 fn bounded(folder: &Path, kib: u64, arguments: &[&str]) -> (Said, Duration) {
     let begun = Instant::now();
     let output = Command::new("sh")

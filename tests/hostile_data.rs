@@ -14,7 +14,7 @@ fn shown(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-/// What `data build f30k` says of annotations.
+/// The error of `data build f30k` for annotations.
 fn built(images: &str) -> Said {
     let folder = TempDir::new().expect("a folder");
     let raw = folder.path().join("raw");

@@ -59,7 +59,7 @@ fn n_states(run: &Path) -> usize {
         .count()
 }
 
-/// What a run keeps: every file with its bytes, but for logs, which have times in them.
+/// The files of a run with their bytes, without logs, which have times in them.
 fn kept(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut files, mut open) = (BTreeMap::new(), vec![run.to_owned()]);
     while let Some(folder) = open.pop() {
@@ -134,7 +134,7 @@ fn a_run_that_was_killed_and_taken_up_ends_in_the_same_bytes() {
                 name.display()
             );
         }
-        // They name what the run began from, not the state that it was taken up from.
+        // They name the start of the run, not the state from which it was resumed.
         let header =
             String::from_utf8_lossy(&whole[Path::new("model.safetensors")][..8000]).into_owned();
         assert!(header.contains(&format!("{stem}.ckpt")), "{header}");

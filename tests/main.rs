@@ -38,6 +38,7 @@ mod model_facts;
 mod moe;
 mod packed;
 mod program;
+mod prose;
 mod quantized_models;
 #[cfg(feature = "remote")]
 #[path = "../merge/tests/range_server.rs"]

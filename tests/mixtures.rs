@@ -177,7 +177,7 @@ fn a_folder_as_output_has_a_configuration_that_fits_and_a_file_has_a_note() {
     assert!(!folder.path().join("config.json").exists());
     ok(run("convert {}/mixture {}/dense/ --experts dense", &folder));
     assert!(read("dense/config.json").contains("\"mistral\""));
-    // What cannot be said leaves nothing behind.
+    // A mixture that no configuration can describe leaves no file behind.
     let unknown = read("mixture/config.json").replace("\"mixtral\"", "\"strange\"");
     std::fs::write(folder.path().join("mixture/config.json"), unknown).expect("written");
     let said = run("convert {}/mixture {}/other/ --experts dense", &folder);

@@ -1,4 +1,4 @@
-//! Facts that ZeroVL's weights do not hold: said once, they go along with the file.
+//! Facts that ZeroVL's weights do not hold: given once, they go along with the file.
 
 use fixtures::tensors;
 use tempfile::TempDir;
@@ -76,7 +76,7 @@ fn noted_facts_are_used_without_being_said_again_and_others_are_refused() {
     let said = features(&folder, "plain", &format!("{} {FACTS}", heads()));
     assert_eq!(features(&folder, "noted", ""), said);
     assert_ne!(features(&folder, "plain", &heads()), said);
-    // The same said again is no fault.
+    // The same fact again is no fault.
     assert_eq!(features(&folder, "noted", FACTS), said);
     for (flag, recorded, given) in [
         ("--temperature 0.1", "0.05", "0.1"),

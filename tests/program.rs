@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-/// What a run of the program said.
+/// The output of a run of the program.
 pub struct Said {
     pub code: Option<i32>,
     pub stdout: String,
@@ -15,7 +15,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// What a finished process said.
+    /// The output of a finished process.
     pub fn new(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("output is UTF-8");
         Self {
@@ -44,7 +44,7 @@ pub fn run(line: &str, folder: &TempDir) -> Said {
     vlmerge(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// What a run said that succeeded.
+/// The output of a run that succeeded.
 pub fn ok(said: Said) -> Said {
     assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
     said
@@ -71,7 +71,7 @@ pub fn start<S: AsRef<OsStr>>(arguments: &[S]) -> Child {
     child.expect("it starts")
 }
 
-/// Waits until the program has kept so many results in a folder, or has ended.
+/// Waits until the program has kept this many results in a folder, or has ended.
 pub fn wait_until_kept(child: &mut Child, folder: &Path, n: usize) {
     let n_kept = || {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();

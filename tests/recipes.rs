@@ -62,7 +62,7 @@ fn the_recipe_of_mergekit_in_the_documents_runs_as_it_stands() {
         let largest = expected
             .iter()
             .fold(0.0, |max: f32, value| max.max(value.abs()));
-        // What float32 leaves after a few operations, of the largest value.
+        // The error that float32 leaves after a few operations, of the largest value.
         let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * largest;
         assert!(found[&name].iter().zip(&expected).all(near), "{name}");
     }

@@ -82,7 +82,7 @@ fn inputs_of_a_block_come_through_the_merged_blocks_below_it() {
     let merged = tensors(&folder, "merged.safetensors");
     let own = ["one", "two"].map(|name| tensors(&folder, &format!("{name}.safetensors")));
 
-    // What `gram` sums over a model whose embeddings are the mean, and whose blocks below are the merged ones.
+    // The sums of `gram` over a model whose embeddings are the mean, and whose blocks below are the merged ones.
     for (index, name) in ["one", "two"].into_iter().enumerate() {
         let found = grams(
             &folder

@@ -206,7 +206,7 @@ fn what_lies_beside_weights_of_the_hub_travels_along() {
     let merge = |arguments: &[&str]| vlmerge(folder.path(), &hub, arguments);
     let first = merge(&["merge", "same.yaml", "--out", "merged/", "--json"]);
     assert!(fetched(&first) > 0);
-    // Weights and what lies beside them are of one commit, for it is asked for once.
+    // Weights and what lies beside them are of one commit, because it is asked for once.
     let asked = hub.asked();
     let of_api = asked.iter().filter(|asked| asked.path.starts_with("/api/"));
     assert_eq!(of_api.count(), 2);

@@ -68,7 +68,7 @@ fn the_best_by_features_are_ranked_once_more_and_the_report_says_so() {
         let same = judged.iter().find(|(other, _)| *other == name);
         assert_eq!(same.map(|(_, value)| *value), Some(value), "{name}");
     }
-    // Ties of what was not ranked again count as the flag says.
+    // Ties among items that were not ranked again count as the flag says.
     let tied = |ties: &str| {
         let more = format!("--rerank 1 --rerank-rest tied --ties {ties}");
         numbers(&ok(evaluate(model, &folder, &more)).json())

@@ -1,4 +1,4 @@
-//! What shells read: completions and manual pages.
+//! Files for shells: completions and manual pages.
 
 use crate::program::vlmerge;
 

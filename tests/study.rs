@@ -28,7 +28,7 @@ fn study(out: &str, settings: &[&str], flags: &[&str]) -> Said {
     vlmerge(&[&arguments(out, settings), flags].concat())
 }
 
-/// Names of steps with what is to be done about them.
+/// Names of steps with the work that is left.
 fn standing(out: &str, settings: &[&str]) -> BTreeMap<String, String> {
     let said = study(out, settings, &["--dry-run", "--json"]);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
@@ -41,7 +41,7 @@ fn standing(out: &str, settings: &[&str]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What every training step of a study left, as bytes.
+/// The files of every training step of a study, as bytes.
 fn weights(out: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut weights = BTreeMap::new();
     for step in std::fs::read_dir(out.join("steps")).expect("steps") {
@@ -126,7 +126,7 @@ fn a_study_does_what_is_not_done_and_what_a_change_concerns() {
     ];
     assert_eq!(to_do, expected);
 
-    // What is lost is made again, and what comes of it.
+    // A lost output is made again, and so are the steps after it.
     let lost = Path::new(out).join("steps/seed-2/run/model.safetensors");
     std::fs::remove_file(lost).expect("removed");
     let mended = study(out, &[], &["--json"]).json();

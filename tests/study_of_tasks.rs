@@ -226,7 +226,7 @@ fn the_table_says_what_separate_evaluations_say() {
 
     advice_is_compared_with_the_table(table, &folder);
 
-    // What each merge takes, and costs.
+    // The data and the cost of each merge.
     let data = |name: &str| {
         row(table, name)["cost"]["data"]
             .as_str()

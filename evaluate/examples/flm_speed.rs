@@ -113,7 +113,7 @@ impl Inputs {
     }
 }
 
-/// What one stream guesses.
+/// The guesses of one stream.
 struct Part<'a> {
     stream: Stream,
     states: &'a Tensor,

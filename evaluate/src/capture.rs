@@ -1,4 +1,4 @@
-//! Filling gram matrices, or samples of rows, from the inputs of linear layers as they pass by. What they are called is
+//! Filling gram matrices, or samples of rows, from the inputs of linear layers as they pass by. Their names are
 //! the layout's to say ([`GramNames`]); a layer that passes by under another name is an error.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct Capture {
     sums: Mutex<Sums>,
     counts_padding: bool,
     takes_shared: bool,
-    /// What is kept instead of sums.
+    /// The rows that are kept instead of sums.
     sampling: Option<Sampling>,
 }
 

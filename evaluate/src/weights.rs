@@ -262,7 +262,7 @@ impl Weights {
         self
     }
 
-    /// The classes of a head that starts fresh, where the caller said.
+    /// The classes of a head that starts fresh, where the caller gives them.
     pub(crate) fn fresh_classes(&self, prefix: &str) -> Option<usize> {
         self.fresh_classes.get(prefix).copied()
     }

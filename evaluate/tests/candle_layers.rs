@@ -1,4 +1,4 @@
-//! What `nn` takes of candle-nn has right gradients; what it does not take has none.
+//! Layers that `nn` takes of candle-nn have right gradients; those that it does not take have none.
 
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{Activation, Conv2d, Conv2dConfig, Embedding, LayerNorm};

@@ -6,7 +6,7 @@ use evaluate::metrics::captions::{BleuCounts, Captioned, judge, sample, tokenize
 use crate::fixture::value;
 use crate::golden::captions::captioned;
 
-/// What the official tool answered to probes, beyond the recorded cases: words with marks inside,
+/// Answers of the official tool to probes, beyond the recorded cases: words with marks inside,
 /// numbers, addresses, abbreviations before letters, digits and ends.
 #[test]
 fn odd_words_are_split_as_the_official_tool_splits_them() {

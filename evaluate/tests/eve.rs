@@ -81,7 +81,7 @@ fn images(n: usize) -> Images {
     Images::of_values(values.collect(), n, 12, &Device::Cpu, DType::F32).expect("images")
 }
 
-/// What each task's head makes of a batch.
+/// The output of each task's head for a batch.
 fn answers(opened: &Opened, texts: &Texts, images: &Images) -> Vec<Tensor> {
     let (fusion, dual) = (opened.model.fusion().expect("fusion"), opened.model.dual());
     let (dual, pass) = (dual.expect("a dual encoder"), Pass::new());
@@ -230,7 +230,7 @@ fn a_training_pass_draws_by_example_and_collects_the_balance_of_each_router() {
     assert_ne!(run(2).0, one);
 }
 
-/// What a router shows of its choices.
+/// The record of a router's choices.
 #[derive(Default)]
 struct Shown(Mutex<BTreeMap<String, Vec<f64>>>);
 

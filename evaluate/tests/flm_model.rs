@@ -18,7 +18,7 @@ pub struct Opened {
     pub weights: Weights,
 }
 
-/// Every tensor of a case's checkpoint, those of a second one in the place of the first one's, and without
+/// Every tensor of a case's checkpoint, those of a second one in place of the first one's, and without
 /// layers of the reconstructor beyond the case's own number.
 fn checkpoint(case: &Case) -> BTreeMap<String, Raw> {
     let mut tensors = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What models of either library read: pictures brought to size, and texts as tokens, case by case of
+//! The inputs of models of either library: pictures brought to size, and texts as tokens, case by case of
 //! `fixtures/clip/manifest.json`.
 
 use evaluate::images::{self, ImageInput, Margins, Resize, Rgb, Transform, center, shorter};
@@ -156,7 +156,7 @@ fn tokenize(case: &Case) {
         if flavor == ClipFlavor::OpenClip {
             let length = tokenizer.count(text).expect("tokens");
             assert_eq!(length, size(row, "untruncated_length"), "{text:?}");
-            // What does not fit is shown in part.
+            // A text that does not fit is shown in part.
             let (found, expected) = (flavor.clean(text), fixtures::text(&row["cleaned"]));
             let expected = expected.to_lowercase();
             assert!(

@@ -152,7 +152,7 @@ fn cut(case: &Case, mut tensors: Tensors) -> Tensors {
     tensors
 }
 
-/// Zeros in the place of the noise of every router in passes.
+/// Zeros in place of the noise of every router in passes.
 fn silence(case: &Case, passes: &[&str], inputs: &Tensors) -> Tensors {
     let set = case.set();
     let n_experts = size(set, "num_experts");
@@ -347,7 +347,7 @@ fn mixture(tensors: &Tensors) -> Mixture {
     Mixture::load(&weights.expect("names"), "moe", sizes).expect("it loads")
 }
 
-/// What a mixture computes of given numbers, under the names of the set.
+/// The outputs of a mixture for given numbers, under the names of the set.
 fn computed(
     mixture: &Mixture,
     x: &Tensor,

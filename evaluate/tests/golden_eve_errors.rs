@@ -1,4 +1,4 @@
-//! What EVE's published program fails at is refused here by name, or done right.
+//! Inputs at which EVE's published program fails: refused here by name, or done right.
 
 use std::sync::Arc;
 

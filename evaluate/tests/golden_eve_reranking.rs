@@ -23,7 +23,7 @@ fixtures::golden_tests! {
     golden_eve_shortlists_of_a_model_are_ranked_again_as_published: "rerank_model" => model,
 }
 
-/// What the published program gives to a pair that is not on a list.
+/// The published program's score of a pair that is not on a list.
 const REST: f64 = -100.0;
 
 fn floats(raw: &Raw) -> Vec<f32> {

@@ -129,7 +129,7 @@ fn accumulators(case: &Case) {
     let [logits, targets] = ["vqa.logits", "vqa.targets"].map(|name| rows(&inputs[name]));
     let score = score_of_logits(logits.view(), targets.view()).expect("a score");
     assert_close(score, "vqa_score");
-    // A class more, which is never chosen: what is not ignored and is no class counts as wrong.
+    // A class more, which is never chosen: an answer that is not ignored and is no class counts as wrong.
     let logits = rows(&inputs["acc.logits"]);
     let n_classes = logits.ncols() as i64;
     let mut wider = Array2::from_elem((logits.nrows(), logits.ncols() + 1), f32::NEG_INFINITY);

@@ -228,7 +228,7 @@ fn two_batches_of_arrow_in_one_place_are_refused() {
     let blocks = root_as_footer(&file[start..end]).expect("a footer");
     let blocks = blocks.recordBatches().expect("batches");
     let [first, second] = [0, 1].map(|at| blocks.get(at).offset().to_le_bytes());
-    // What the footer names is a message.
+    // The footer names a message.
     let at = i64::from_le_bytes(first) as usize + 8;
     assert!(root_as_message(&file[at..]).is_ok());
     let at = file[start..end]

@@ -10,7 +10,7 @@ use evaluate::datasets::{Dataset, Kind, kind};
 use fixtures::tar::{header, summed, tar};
 use tempfile::TempDir;
 
-/// What `tests/packed_reference.py` draws and says of a picture.
+/// The draws and the facts of a picture by `tests/packed_reference.py`.
 const COLORS: [(&str, [u8; 3]); 3] = [
     ("red", [200, 30, 30]),
     ("green", [30, 160, 40]),

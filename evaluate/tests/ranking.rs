@@ -105,7 +105,7 @@ fn run(batch_size: usize, candidates: Option<Candidates>) -> Outcome {
     run_rule(batch_size, candidates, false).0
 }
 
-/// What is measured, and how many texts were read by themselves, if they are to be.
+/// The measured numbers, and how many texts were read by themselves.
 fn run_rule(
     batch_size: usize,
     candidates: Option<Candidates>,

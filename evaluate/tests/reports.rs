@@ -34,7 +34,7 @@ fn document(names: &[&str]) -> Document {
     )
 }
 
-/// What reading a file with this text says.
+/// The error of reading a file with this text.
 fn refused(text: &str) -> Error {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("r.json");

@@ -155,7 +155,7 @@ fn scores_that_are_kept_are_not_computed_again() {
     let first = model(EveTask::Retrieval, RouterWay::Unlimited);
     let rerank = Some((2, Rest::default()));
     let found = run(&first, 8, rerank, cache()).expect("measured");
-    // Another model with the same key: what is kept is what is found.
+    // Another model with the same key: the kept numbers are found.
     let mut other = spec(EveTask::Retrieval);
     other.sizes.vocabulary = tokenizer().vocabulary_size();
     other.sizes.n_experts += 1;

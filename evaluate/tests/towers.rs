@@ -79,7 +79,7 @@ fn assert_parity(folder: &Path, expected: &str, heads: [Option<usize>; 2], toler
     let tower = bert(&bert_weights(folder), heads[1]);
     let (ids, mask) = (&expected["text_ids"], &expected["text_masks"]);
     let mask = Mask::new(mask).expect("a mask");
-    // What torch computes of padding, too.
+    // The outputs of padding, which torch computes, too.
     let tokens = tower.tokens(ids, &mask, &pass.with_padding());
     let tokens = tokens.expect("tokens");
     assert_close("text tokens", &tokens, &expected["bert.tokens"], tolerance);
@@ -181,7 +181,7 @@ fn each_variable_of_a_tower_gets_a_gradient() -> Result<()> {
 }
 
 fn assert_gradients(weights: &Weights, tokens: &Tensor) -> Result<()> {
-    // Cubes: the sum of normed values would not depend on what was normed.
+    // Cubes: the sum of normed values would not depend on the normed vectors.
     let gradients = (tokens.sqr()? * tokens)?.sum_all()?.backward()?;
     for (name, variable) in weights.variables() {
         let gradient = gradients.get(&variable);

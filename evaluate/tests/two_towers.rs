@@ -252,7 +252,7 @@ fn grams_are_named_after_every_linear_layer_and_sum_its_inputs() -> Result<()> {
     let grams = capture.into_grams();
     let found: BTreeSet<String> = grams.keys().cloned().collect();
     assert_eq!(found, keys);
-    // What enters a layer is known from the published hidden states: that of the layer before, and of
+    // The input of a layer is known from the published hidden states: that of the layer before, and of
     // the projections the features.
     let kept = list(&opened.texts.kept);
     let tokens = |name: &str| -> Vec<Vec<f64>> {

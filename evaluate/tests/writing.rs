@@ -229,7 +229,7 @@ fn captions_of_a_split_are_judged_shown_and_written_as_official_files() {
     let folder = fixtures::path("arrow");
     let set = CaptionSet::open(&folder, "coco", "train").expect("a split");
     assert!(set.n_images() > 1);
-    // The first image gets what someone said of it, the others something else.
+    // The first image gets a person's caption of it, the others something else.
     let mut captions = vec!["zebras juggle".to_owned(); set.n_images()];
     captions[0].clone_from(&set.captions(0)[0]);
     let said = set.captions(0).to_vec();
@@ -252,7 +252,7 @@ fn captions_of_a_split_are_judged_shown_and_written_as_official_files() {
     let best = &outcome.examples[0];
     assert!(best.is_best && best.rank == 1);
     assert_eq!(best.references, said);
-    // The page shows the picture, the caption and what people said.
+    // The page shows the picture, the caption and people's captions.
     let (measured, _) =
         reports::measure(&[outcome.sample], &Bootstrap::new(100, 0).expect("draws"))
             .expect("measured");

@@ -1,4 +1,4 @@
-//! Any text as a recipe: parsed or refused, and what is parsed survives being written.
+//! Any text as a recipe: parsed or refused, and a parsed recipe survives being written.
 #![no_main]
 
 use std::path::Path;

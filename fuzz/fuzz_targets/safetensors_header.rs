@@ -1,4 +1,4 @@
-//! Opens arbitrary bytes as a file: it is read or refused, and what is read stays within the file.
+//! Opens arbitrary bytes as a file: it is read or refused, and every read stays within the file.
 #![no_main]
 
 use std::fs::File;

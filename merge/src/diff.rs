@@ -95,7 +95,7 @@ impl DiffReport {
                 .all(|value| value.n_beyond_tolerance == 0)
     }
 
-    /// The report with what was compared, as `vlmerge diff --json` prints it.
+    /// The report with the compared files, as `vlmerge diff --json` prints it.
     #[must_use]
     pub fn to_json(&self, left: &Path, right: &Path, tolerance: f64) -> Value {
         json!({
@@ -205,7 +205,7 @@ pub fn diff(
         ..DiffReport::default()
     };
     let mut same_shape = Vec::new();
-    // What is another name of a tensor on one side may be a tensor of its own on the other.
+    // Another name of a tensor on one side may be a tensor of its own on the other.
     let of_both = |key: &str| left.aliases().contains_key(key) && right.get(key).is_some();
     let tied = (right.tensors()).filter(|(key, _)| of_both(key));
     let tied = tied.filter_map(|(key, _)| Some((key, left.get(key)?)));

@@ -11,7 +11,7 @@ use crate::quantized::{Quantization, recognize};
 use crate::statistics::{Statistics, sha256, statistics};
 use crate::{Checkpoint, DType, Layout, Progress, Result, remote};
 
-/// What to read beside the headers, and which tensors to list.
+/// The data to read beside the headers, and the tensors to list.
 pub struct InspectOptions<'a> {
     /// Minimum, maximum, mean, deviation, zeros and non-finite elements of each listed tensor.
     pub statistics: bool,
@@ -80,7 +80,7 @@ impl Inspection {
         })
     }
 
-    /// What the headers say of the file.
+    /// The facts in the headers of the file.
     #[must_use]
     pub fn info(&self) -> &SourceInfo {
         self.checkpoint.info()

@@ -82,7 +82,7 @@ impl Restore {
     /// The plan of `base + factor · mask · (merged − base)`; tensors without a mask are those of the merged file.
     ///
     /// # Errors
-    /// [`MaskFault`] for masks of another merge, another base, or a task that there is none of; and as
+    /// [`MaskFault`] for masks of another merge, another base, or a task that does not exist; and as
     /// [`PlanBuilder::finish`].
     pub fn plan(&self, dtype: impl Fn(DType) -> DType) -> Result<MergePlan> {
         let record = MaskRecord::of(&self.masks)?;

@@ -109,7 +109,7 @@ fn eigen(a: &Matrix) -> Vec<(f64, Vec<f64>)> {
     found
 }
 
-/// What is added to the base; `k` singular vectors are added if the sizes differ by more than `threshold`.
+/// The change of the base; `k` singular vectors are added if the sizes differ by more than `threshold`.
 fn ace(tasks: &[Matrix], ridge: f64, threshold: f64, k: usize) -> Matrix {
     let (n, t) = (tasks[0][0].len(), tasks.len() as f64);
     let norms: Vec<f64> = tasks.iter().map(squares).collect();
@@ -229,7 +229,7 @@ impl Models {
         fixtures::write(&self.path(name), &BTreeMap::from([(KEY.to_owned(), raw)]));
     }
 
-    /// What the merge adds to the base.
+    /// The change that the merge adds to the base.
     fn change(&self, parameters: &str) -> Vec<f64> {
         let list =
             (0..self.scales.len()).map(|index| format!("- {:?}\n", self.path(&index.to_string())));

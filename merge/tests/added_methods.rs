@@ -18,7 +18,7 @@ use merge::{Checkpoint, Error, MergeFault, MergeMethod, MergePlan, MergeRecipe, 
 use ndarray::{ArrayD, IxDyn};
 use safetensors::Dtype;
 
-/// What a test's method does.
+/// The function of a test's method.
 #[derive(Clone, Copy)]
 enum Deed {
     /// The largest of the elements.

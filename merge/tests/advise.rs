@@ -1,4 +1,4 @@
-//! What is measured of task vectors that are made to measure, and what advice follows.
+//! Measurements of task vectors with known numbers, and the advice that follows.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ fn model(folder: &TempDir, name: &str, delta: impl Fn(&str) -> Vec<f32>) -> Chec
     merge::io::open(&path, &OpenOptions::default()).expect("it opens")
 }
 
-/// What is measured of two models with these task vectors.
+/// The measurements of two models with these task vectors.
 fn of_two(a: impl Fn(&str) -> Vec<f32>, b: impl Fn(&str) -> Vec<f32>, rank: usize) -> Facts {
     let folder = TempDir::new().expect("a folder");
     let base = model(&folder, "base", |_| vec![0.0; ROWS * COLUMNS]);

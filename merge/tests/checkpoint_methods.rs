@@ -175,7 +175,7 @@ fn slerp(a: &[f64], b: &[f64], t: f64) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| of_a * a + of_b * b).collect()
 }
 
-/// What a method gives, where it is a formula of a line or a few; `has_gram` says whether the tensor is the
+/// The result of a method, where it is a formula of a few lines; `has_gram` says whether the tensor is the
 /// weight of a recorded layer.
 fn closed_form(
     method: &str,

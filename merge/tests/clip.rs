@@ -368,7 +368,7 @@ fn every_method_gives_the_same_model_whatever_the_spelling() {
     }
 }
 
-/// What `iso_c` makes of a matrix is not the base with the mean of differences, which it makes of all else.
+/// `iso_c` gives another matrix than the base with the mean of differences, which it gives of all other tensors.
 #[test]
 fn projections_and_the_pooling_head_are_matrices_in_every_spelling() {
     for (is_siglip, keys) in [

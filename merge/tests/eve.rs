@@ -1,4 +1,4 @@
-//! EVE: names of its checkpoints, parts and experts, conversions, merges, and what is refused.
+//! EVE: names of its checkpoints, parts and experts, conversions, merges, and refusals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

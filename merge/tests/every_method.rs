@@ -1,4 +1,4 @@
-//! What must hold for every merge method alike.
+//! Laws of every merge method.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Adapters extracted from two models: known differences come back, and what is reported is true.
+//! Adapters extracted from two models: known differences come back, and reports are true.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What is looked up in several passes over a tensor of many chunks, against a plain sort.
+//! Ranks that several passes over a tensor of many chunks find, against a plain sort.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Families told apart, and what is refused.
+//! Families told apart, and refusals.
 
 use merge::layouts::{self, BlockId, Form, GramNames, Heads, Sizes, Task, vlmo};
 use merge::{DType, Error, Expert, ParamKind, TensorInfo};

@@ -1,4 +1,4 @@
-//! Language models of Megatron under the names of transformers. What transformers makes of the folders is compared in
+//! Language models of Megatron under the names of transformers. The outputs of transformers for the folders are compared in
 //! `tests/megatron_shards.py`.
 
 use std::fs;
@@ -275,7 +275,7 @@ fn a_missing_argument_is_named_with_the_flag_that_gives_it() {
     }
     let run = Run::new().without("num_query_groups");
     assert!(run.plan(&["num_query_groups=2"]).is_ok());
-    // What the files say stands.
+    // The facts in the files stand.
     let said = fault(Run::new().plan(&["num_query_groups=4"]));
     assert!(
         matches!(&said, ConversionFault::OtherArgument { name, .. } if name == "num_query_groups"),

@@ -1,4 +1,4 @@
-//! Mixtures of experts: their spellings, experts and units in another order, and what is refused.
+//! Mixtures of experts: their spellings, experts and units in another order, and refusals.
 
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-/// What the server does wrong.
+/// The faults of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
@@ -104,7 +104,7 @@ impl Server {
         self.state().fault = fault;
     }
 
-    /// What was asked for since the last call.
+    /// The requests since the last call.
     pub fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state().asked)
     }

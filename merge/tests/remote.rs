@@ -58,7 +58,7 @@ fn open(remote: &Remote, address: &str) -> merge::Result<Checkpoint> {
     remote.open(Path::new(address), &OpenOptions::default())
 }
 
-/// What opening says, which must fail.
+/// The error of opening, which must fail.
 fn refusal(remote: &Remote, address: &str) -> String {
     match open(remote, address) {
         Ok(_) => panic!("{address} was opened"),
@@ -143,7 +143,7 @@ fn a_broken_connection_goes_on_where_it_broke() {
         .collect();
     assert_eq!(starts.len(), 6, "{starts:?}");
     assert!(starts.is_sorted() && starts[5] > starts[0], "{starts:?}");
-    // What came before a break was not fetched again.
+    // The bytes before a break were not fetched again.
     assert!(remote.traffic().fetched_bytes <= TENSOR as u64 + 2 * BLOCK);
 }
 

@@ -97,7 +97,7 @@ fn floats(shape: &[usize], values: impl IntoIterator<Item = f32>) -> Raw {
     }
 }
 
-/// Methods that refuse parameters of others, but for the one whose own are of another method.
+/// Methods that refuse parameters of others, except for the one whose own are of another method.
 fn methods() -> impl Iterator<Item = &'static str> {
     let rows = METHODS.iter().map(|row| row.name);
     rows.filter(|name| {

@@ -116,7 +116,7 @@ fn flm(clip: &Arc<Checkpoint>, folder: &TempDir) -> Checkpoint {
     in_memory(&plan, &RunOptions::default(), &Silent).expect("made")
 }
 
-/// What the fixture's state dict is called in a CLIP of Hugging Face, a packed projection in three.
+/// The names of the fixture's state dict in a CLIP of Hugging Face, a packed projection in three.
 fn as_hugging_face_has_it(tensors: BTreeMap<String, Raw>) -> BTreeMap<String, Raw> {
     let mut own = BTreeMap::new();
     for (name, raw) in tensors {

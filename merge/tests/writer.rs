@@ -1,4 +1,4 @@
-//! What is written is what is read back, and appears whole or not at all.
+//! Files are read back as they were written, and appear whole or not at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -172,7 +172,7 @@ fn a_file_under_way_is_hidden_and_the_target_appears_only_at_the_end() {
     let options = WriteOptions::new(folder.path().join("a.safetensors"));
     let writer = Writer::create(&two(), &metadata("x"), &options).expect("a writer");
     write_all(&writer, &two());
-    // What a kill would leave behind.
+    // The files that a kill would leave behind.
     let names = names_in(folder.path());
     assert_eq!(names.len(), 1);
     assert!(names[0].starts_with(".a.safetensors.") && names[0].ends_with(".partial"));

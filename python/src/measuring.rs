@@ -1,4 +1,4 @@
-//! What the verbs `inspect`, `diff` and `distance` print with `--json`, and gram matrices.
+//! The output of the verbs `inspect`, `diff` and `distance` with `--json`, and gram matrices.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -160,7 +160,7 @@ pub fn grams<'py>(
         .collect()
 }
 
-/// What users should know of how checkpoints were found.
+/// Notes for users on how checkpoints were found.
 fn notes(checkpoints: &[&Checkpoint]) -> Vec<String> {
     let notes = checkpoints.iter().flat_map(|of| of.notes());
     notes.cloned().collect()

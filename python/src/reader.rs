@@ -77,7 +77,7 @@ impl Reader {
         self.0.aliases().clone()
     }
 
-    /// What users should know of how it was found.
+    /// Notes for users on how it was found.
     #[getter]
     fn notes(&self) -> Vec<String> {
         self.0.notes().to_vec()
@@ -202,7 +202,7 @@ impl Part<'_> {
             decode_f32(self.name, dtype, &bytes, &mut values)?;
             out.copy_from_slice(bytemuck::cast_slice(&values[skipped..]));
             watch.advance(out.len() as u64);
-            // Whole bytes lie before the next piece, for its first element follows a multiple of four.
+            // Whole bytes lie before the next piece, because its first element follows a multiple of four.
             first += n / shared(dtype) * shared(dtype);
             skipped = n % shared(dtype);
         }

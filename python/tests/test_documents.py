@@ -1,4 +1,4 @@
-"""The examples of README and docs/python.md run as they stand."""
+"""The examples of README and of the pages in docs run as they stand."""
 
 import os
 import re
@@ -31,6 +31,11 @@ class Documents(InFolder):
 
     def test_the_pages_examples_run(self):
         self.run_examples("docs/python.md", 5)
+
+    def test_examples_of_other_pages_run(self):
+        for page in ["from-torch-load", "fusionbench", "extend"]:
+            with self.subTest(page):
+                self.run_examples(f"docs/{page}.md", 1)
 
 
 if __name__ == "__main__":

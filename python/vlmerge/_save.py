@@ -77,7 +77,7 @@ def save(
     sync: bool = True,
     progress: Progress = None,
 ) -> Dict[str, Any]:
-    """Writes arrays of numpy and tensors of torch to a checkpoint file; returns what was written.
+    """Writes arrays of numpy and tensors of torch to a checkpoint file; returns the written files and sizes.
 
     The extension chooses the kind of file: `.safetensors`; `.pt`, `.pth` and `.bin` for torch (which
     `torch.load(weights_only=True)` opens), `.ckpt` with the weights under `state_dict`. `container` (`safetensors`,
@@ -88,7 +88,7 @@ def save(
     tensor are written as one tied tensor. Tensors of a card are copied to the processor first.
 
     Raises `ExistsError` unless `force=True`, `NoFileError` for a folder that is not there, `InputError`, and
-    `TypeError` for what is no array of numbers.
+    `TypeError` for anything but an array of numbers.
     """
     if isinstance(tensors, Checkpoint):
         raise TypeError(

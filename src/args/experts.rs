@@ -61,7 +61,7 @@ impl FromStr for ExpertsArg {
 /// The experts that stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WorthArg {
-    /// Those with the longest answers, weighted by the router, in the mean over their tokens (REAP)
+    /// Those with the longest answers, weighted by the router, on average over their tokens (REAP)
     Saliency,
     /// Those that most tokens go to
     Frequency,
@@ -73,7 +73,7 @@ impl ExpertsArgs {
         self.experts.is_some()
     }
 
-    /// The plan that these flags ask for, of a model folder or a file, after what it does was said; `None` if they ask for nothing.
+    /// The plan that these flags ask for, of a model folder or a file, after a note on its effect; `None` if they ask for nothing.
     pub fn plan(
         &self,
         source: &Arc<Checkpoint>,

@@ -93,7 +93,7 @@ struct Trial {
     outcome: Outcome,
 }
 
-/// What gives trials their numbers.
+/// The source of the trials' numbers.
 enum Judge<'a> {
     /// A task that this program measures.
     Task(Box<Study<'a>>),
@@ -281,7 +281,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a search found.
+/// The result of a search.
 struct Summary<'a> {
     space: &'a Space,
     trials: &'a [Trial],

@@ -68,7 +68,7 @@ fn after(stderr: &[String]) -> String {
     }
 }
 
-/// What a program wrote that succeeded.
+/// The output of a program that succeeded.
 #[derive(Debug)]
 pub struct Ran {
     /// The end of its stdout.
@@ -77,7 +77,7 @@ pub struct Ran {
     pub stderr: Vec<String>,
 }
 
-/// What stands in the places of a command.
+/// The values for the places of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'a> {
     /// The folder of the merged model.
@@ -249,7 +249,7 @@ impl Tail {
         tail
     }
 
-    /// What was kept when the stream has ended, or [`REST`] has passed.
+    /// The bytes that were kept when the stream has ended, or [`REST`] has passed.
     fn text(&self) -> String {
         // A second call finds the thread gone, and does not wait.
         let _ = self.ended.recv_timeout(REST);

@@ -292,7 +292,7 @@ impl<'a> Scorer<'a> {
         let limit = self.args.score_timeout;
         let limit = limit.map(|seconds| Duration::from_secs(seconds as u64));
         let ran = self.line.run(&self.own, places, limit, progress)?;
-        // What it wrote to stderr may say why there is no number.
+        // Its output on stderr may say why there is no number.
         self.number(&ran.stdout, &out).map_err(|error| {
             let how = message(&error);
             ProgramFault::new(how, ran.stderr).into()

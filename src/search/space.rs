@@ -1,4 +1,4 @@
-//! Numbers of a merge recipe that are not said but searched for.
+//! Numbers of a merge recipe that a search finds.
 //!
 //! ```yaml
 //! parameters: { ratio: { search: [0.0, 1.0] } }

@@ -98,10 +98,10 @@ impl Watched {
         kill_group(&self.said());
     }
 
-    /// All that a watcher said that has ended.
+    /// All messages of a watcher that has ended.
     fn said(&mut self) -> Vec<Said> {
         let mut lines = String::new();
-        // What was cut off is no line of JSON.
+        // A line that was cut off is no JSON.
         let _ = self.line.set_read_timeout(Some(MARGIN));
         let _ = (&self.line).take(MAX_SAID).read_to_string(&mut lines);
         let said = lines.lines().map(serde_json::from_str);

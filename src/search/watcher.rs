@@ -29,7 +29,7 @@ pub const GRACE: Duration = Duration::from_secs(5);
 /// Rounds of ending what the program left: each may lay bare the children of those that it ends.
 const ROUNDS: usize = 100;
 
-/// What a watcher says of its program, one line of JSON each.
+/// A watcher's messages about its program, one line of JSON each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Said {
@@ -45,7 +45,7 @@ pub enum Said {
 pub fn watch(words: &[OsString]) -> Result<()> {
     let mut search = search()?;
     let (program, arguments) = words.split_first().context("no program is named")?;
-    // What leaves the program's group stays a descendant of this process.
+    // A process that leaves the program's group stays a descendant of this process.
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context("cannot watch over descendants")?;

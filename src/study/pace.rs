@@ -142,7 +142,7 @@ mod tests {
         let run = |name: &str, seconds: &[f64]| log(folder.path(), name, seconds);
         let quota = Quota {
             steps: 100,
-            // Of each run the second half: 3, 3, 5 and 5 seconds, so 4 in the mean.
+            // Of each run the second half: 3, 3, 5 and 5 seconds, so 4 on average.
             of: vec![
                 run("a1", &[90.0, 1.0, 3.0, 3.0]),
                 run("a2", &[1.0, 1.0, 5.0, 5.0]),

@@ -31,7 +31,7 @@ pub struct StudyRecipe {
     /// The parts of a block that get a copy per modality after the seed: all, unless there are `experts`.
     #[serde(default)]
     pub specific: Option<ExpertForm>,
-    /// Models that go on from the seed each by itself, in the place of copies per modality.
+    /// Models that go on from the seed each by itself, in place of copies per modality.
     #[serde(default)]
     pub experts: Vec<ExpertTraining>,
     /// The settings of pre-training, for seed and experts alike.
@@ -69,7 +69,7 @@ pub struct StudyData {
 }
 
 impl StudyData {
-    /// Looks for what cannot be.
+    /// Checks the settings.
     pub fn check(&self) -> Result<()> {
         match self.folder.is_some() == self.build.is_some() {
             true => Err(UsageError("`data`: give a `folder`, or `build` one".into()).into()),
@@ -88,7 +88,7 @@ pub struct BuildSettings {
     pub sets: Vec<String>,
 }
 
-/// A training recipe, or what is different from one; the study adds start, model, data and length.
+/// A training recipe, or the settings that differ from one; the study adds start, model, data and length.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Training {
     /// The recipe that is changed.
@@ -171,7 +171,7 @@ impl StudyTask {
 }
 
 impl StudyRecipe {
-    /// Reads a recipe, with settings changed, and looks for what cannot be.
+    /// Reads a recipe, with settings changed, and checks it.
     pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
         let recipe: Self = open_document(path, settings)?;
         recipe.check()?;

@@ -80,7 +80,7 @@ pub fn end_with_parent() {
 }
 
 impl Runner {
-    /// Runs what is not finished. A step begins when those that it needs are finished.
+    /// Runs the unfinished steps. A step begins when those that it needs are finished.
     pub fn run(&self, steps: &[Step], store: &Store, output: &Output) -> Result<Tally> {
         if let Some((step, path)) = missing(steps) {
             let what = format!("{} is not there; {step} needs it", path.display());
@@ -92,7 +92,7 @@ impl Runner {
         let mut waiting: Vec<(&Step, Standing)> = Vec::new();
         for step in steps {
             let standing = store.standing(step, &depends_on[&step.name]);
-            // What is to be made again changes its bytes, and so what comes of it.
+            // A step that runs again changes its bytes, and those of the steps after it.
             let is_kept =
                 standing == Standing::Finished && step.needs().all(|n| finished.contains(n));
             if is_kept {
@@ -238,7 +238,7 @@ impl Runner {
             None => format!("it ended with {status}"),
         };
         let what = format!("step {}: {why}\nits command: {line}", step.name);
-        // What a step cannot do for its arguments, the study cannot for its recipe.
+        // Arguments that a step cannot run with are a fault of the study's recipe.
         match status.code() {
             Some(2) => UsageError(what).into(),
             _ => anyhow::anyhow!(what),

@@ -17,7 +17,7 @@ pub(super) struct StepPlan<'a> {
     steps: Vec<Step>,
 }
 
-/// A split, and what is done on it.
+/// A split, and the work on it.
 #[derive(Clone, Copy)]
 pub(super) struct On<'a> {
     /// The task.
@@ -95,7 +95,7 @@ impl<'a> StepPlan<'a> {
         }
     }
 
-    /// A training recipe with what the study decides, and `over` in the place of what it says.
+    /// A training recipe with the study's own settings; those in `over` replace others.
     fn recipe(&self, training: &Training, over: &Value) -> Result<Draft> {
         let mut document = training.document()?;
         let tokenizer = &self.data.tokenizer;

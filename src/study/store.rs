@@ -53,7 +53,7 @@ pub enum Standing {
     Finished,
     /// It was stopped and goes on.
     Begun,
-    /// It begins, and what is left of another is removed.
+    /// It begins, and the files of another are removed.
     New,
 }
 
@@ -62,7 +62,7 @@ impl Store {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("study.lock");
         let steps = folder.join("steps");
-        // What lies there is replaced as needed, so it must be a study's.
+        // Files there are replaced as needed, so they must be a study's.
         if steps.exists() && !path.exists() {
             let what = format!("{} is no study's; choose another --out", steps.display());
             return Err(UsageError(what).into());
@@ -130,7 +130,7 @@ impl Store {
         let folder = self.of(&step.name);
         if standing == Standing::New && folder.exists() {
             let failed = || format!("cannot remove {}", folder.display());
-            // First of all what says that it is finished, for this may be stopped halfway.
+            // First of all what says that it is finished, because this may be stopped halfway.
             let kept = folder.join("step.json");
             if kept.exists() {
                 fs::remove_file(kept).with_context(failed)?;
@@ -169,7 +169,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes what is known of a step.
+    /// Notes the state of a step.
     pub fn keep(&self, step: &str, kept: &Kept) -> Result<()> {
         let text = serde_json::to_vec_pretty(kept)?;
         Ok(merge::io::write_file(
@@ -208,8 +208,8 @@ fn typed(words: &[String]) -> String {
     line
 }
 
-/// A hash per step of everything that it depends on: its words and files, and in the place of what
-/// other steps leave, what those depend on.
+/// A hash per step of everything that it depends on: its words and files, and in place of the files that
+/// other steps leave, the hashes of those steps.
 pub fn dependencies(steps: &[Step]) -> Result<BTreeMap<String, String>> {
     let mut known: BTreeMap<String, String> = BTreeMap::new();
     let mut outside: BTreeMap<PathBuf, Value> = BTreeMap::new();

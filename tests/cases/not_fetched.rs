@@ -1,4 +1,4 @@
-//! Files of pointers and pages, in the place of what was not fetched.
+//! Files of pointers and pages, in place of files that were not fetched.
 
 use std::path::Path;
 

@@ -57,7 +57,7 @@ impl Folder {
         assert_eq!(said.code, Some(0), "{}", said.stderr);
     }
 
-    /// What `verify` says with these arguments: the exit code, and of each check its outcome and its findings.
+    /// The output of `verify` with these arguments: the exit code, and of each check its outcome and its findings.
     fn verify(&self, arguments: &[&str]) -> Verdict {
         let said = self.run(&[&["verify", "--json"], arguments].concat());
         assert!(matches!(said.code, Some(0 | 1)), "{}", said.stderr);

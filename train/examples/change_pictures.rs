@@ -1,8 +1,8 @@
-//! Changes pictures by steps of ZeroVL's recipes and says what was drawn, for `tests/picture_steps.py`.
+//! Changes pictures by steps of ZeroVL's recipes and prints the draws, for `tests/picture_steps.py`.
 //!
 //! `change_pictures FOLDER` reads `FOLDER/jobs.jsonl`, each line with a `picture` in the folder, `steps`
 //! as recipes have them and a `key` of the draws. Line `n` gives `FOLDER/n.rgb`, the bytes of its pixels,
-//! and a line of what was done to the picture.
+//! and a line with the changes of the picture.
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use std::error::Error;

@@ -18,7 +18,7 @@ use train::objectives::{self, Shared, Step};
 use train::optim::{Flavor, OptimSettings, Warmup};
 use train::run::{Start, Updater, Wanted};
 
-/// What torch's optimizer does with its own defaults for the moments, at a constant rate.
+/// The update of torch's optimizer with its own defaults for the moments, at a constant rate.
 fn settings() -> OptimSettings {
     OptimSettings {
         flavor: Flavor::Torch,

@@ -50,7 +50,7 @@ pub struct MaskedSignals {
     pub words: MaskedWords,
 }
 
-/// Examples of one rank that are computed together. What an objective does not need is not there.
+/// Examples of one rank that are computed together. Inputs that no objective needs are absent.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The number of the first example in the whole batch of a step.
@@ -71,7 +71,7 @@ pub struct Batch {
     pub masked_signals: Option<MaskedSignals>,
     /// The first inputs of the query stream of free language modeling, `(b, t)`.
     pub queries: Option<Tensor>,
-    /// A span to hide from each query beside its own token, in the place of those that would be drawn.
+    /// A span to hide from each query beside its own token, in place of those that would be drawn.
     pub spans: Option<Vec<Span>>,
     /// An image drawn at random for each example.
     pub other_image: Option<Images>,
@@ -83,6 +83,6 @@ pub struct Batch {
     pub classes: Option<Vec<u32>>,
     /// The number of each example's image: the same for texts of one image.
     pub image_numbers: Option<Vec<u32>>,
-    /// Negatives in the place of those that would be drawn, by rows of the whole batch.
+    /// Negatives in place of those that would be drawn, by rows of the whole batch.
     pub negatives: Option<Negatives>,
 }

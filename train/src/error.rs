@@ -43,7 +43,7 @@ pub enum Error {
         path: PathBuf,
         /// The number of tensors.
         n: usize,
-        /// The first of them, with what is wrong.
+        /// The first of them, with its fault.
         faults: String,
     },
     /// An objective guesses tokens of images, and no tokenizer makes them.
@@ -98,7 +98,7 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// The state of a run cannot be taken up.
+    /// The state of a run cannot be resumed.
     #[error("{}: {reason}", path.display())]
     BadState {
         /// The file.

@@ -2,7 +2,7 @@
 //!
 //! The main types in the order in which a run uses them:
 //!
-//! 1. A [`recipe::TrainRecipe`] says what is done; [`checked`](recipe::TrainRecipe::checked), it is a
+//! 1. A [`recipe::TrainRecipe`] says the work; [`checked`](recipe::TrainRecipe::checked), it is a
 //!    [`recipe::CheckedRecipe`].
 //! 2. A [`run::TrainPlan`] opens data and weights and writes nothing; a [`run::Trainer`] begins it, takes it
 //!    up and brings it to its end: the one loop.

@@ -1,4 +1,4 @@
-//! What a recipe's augmentation makes of pictures.
+//! Pictures after a recipe's augmentation.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -24,7 +24,7 @@ use crate::fixture::{NOTHING_OMITTED, l2, plain, values};
 use crate::threads::Threads;
 use crate::{shared_experts, shared_runs};
 
-/// What a step says, and gradients by name, in the mean over the ranks.
+/// The numbers of a step, and gradients by name, on average over the ranks.
 fn learned(
     opened: &Opened,
     objectives: &[(Box<dyn Objective>, f64)],
@@ -233,7 +233,7 @@ fn patches_that_are_left_out_and_patches_that_are_hidden_give_states_of_one_shap
     assert_eq!(inplace.image.dims(), [3, 17, 24]);
     assert_eq!(left_out.image.dims(), inplace.image.dims());
     assert_eq!(left_out.text.dims(), inplace.text.dims());
-    // What is left out is not seen: other pixels there change nothing.
+    // Patches that are left out are not seen: other pixels there change nothing.
     let other = images(3, "other");
     let flags = signals.patches.reshape((3, 1, 4, 1, 4, 1)).expect("flags");
     let flags = flags

@@ -1,4 +1,4 @@
-//! Runs whose ranks share experts out: what each rank holds, what travels, what is kept.
+//! Runs whose ranks share experts out: the part of each rank, the messages, the states.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -164,7 +164,7 @@ fn a_rank_holds_its_own_experts_alone() {
         let own = n_own * N_OF_EXPERT;
         assert_eq!(memory.n_parameters, shared + own);
         assert_eq!(memory.gradient_bytes, 4 * (shared + own));
-        // Averages of what is held, and moments of own experts and of a third of the rest.
+        // Averages of the held variables, and moments of own experts and of a third of the rest.
         let averages = 4 * (shared + own);
         let moments = memory.optimizer_bytes - averages;
         assert!(moments.abs_diff(8 * (shared / 3 + own)) <= 8, "{moments}");

@@ -71,7 +71,7 @@ pub fn values(tensor: &Tensor) -> Vec<f64> {
     flat.and_then(|t| t.to_vec1()).expect("values")
 }
 
-/// What the tiny checkpoints do not tell: their bias tables are not of the published length.
+/// Facts that the tiny checkpoints do not tell: their bias tables are not of the published length.
 pub fn overrides() -> Overrides {
     let len = json("config.json")["max_text_len_of_initckpt"].as_u64();
     Overrides {

@@ -66,7 +66,7 @@ impl Flags {
     }
 }
 
-/// What a rank finds.
+/// The numbers of a rank.
 fn compared(case: &Case, collective: &dyn Collective) -> Compared {
     let inputs = case.tensors("input");
     let n = case.count("n").expect("a number") / collective.size();
@@ -126,7 +126,7 @@ fn feature_loss(case: &Case) {
             );
         };
         close("loss", &Compared::loss, 1.0);
-        // What is stored is the logarithm of the scale.
+        // The stored value is the logarithm of the scale.
         close("grad_log_scale", &|found| found.scale, scale);
         close("grad_bias", &|found| found.bias, 1.0);
         let grads = case.tensors_of("expected_grads", case.text("prefix"));

@@ -1,4 +1,4 @@
-//! What FLM's published program printed, case by case of `fixtures/flm/manifest.json`.
+//! Numbers that FLM's published program printed, case by case of `fixtures/flm/manifest.json`.
 
 use fixtures::{Case, integers, list, number, text};
 use train::augment::{Replacement, TokenKinds, WordMasking, fill, replace};

@@ -79,7 +79,7 @@ fn labels(case: &Case) -> BTreeMap<String, Raw> {
     BTreeMap::from([(name.to_owned(), outputs[own].clone())])
 }
 
-/// What enters the loss, where the case tells.
+/// The inputs of the loss, where the case tells.
 fn outputs(case: &Case) -> Option<BTreeMap<String, Raw>> {
     let files = list(&case["expected"]).iter().map(text);
     let mut files = files.filter(|name| name.ends_with("_outputs.safetensors"));
@@ -163,7 +163,7 @@ fn check_gradients(
     }
 }
 
-/// What enters the loss is what entered the published one.
+/// The inputs of the loss are those of the published one.
 fn check_outputs(case: &Case, model: &Flm, given: &Given, batch: &Batch) {
     let Some(expected) = outputs(case) else {
         return;
@@ -189,7 +189,7 @@ fn check_outputs(case: &Case, model: &Flm, given: &Given, batch: &Batch) {
 }
 
 fn entering(case: &Case, model: &Flm, given: &Given, batch: &Batch) -> evaluate::Result<Tensor> {
-    // What the published program computes of padding, too.
+    // The outputs of padding, which the published program computes, too.
     let pass = Pass::new().with_padding();
     let texts = batch.text.as_ref().expect("texts");
     let images = batch.image.as_ref().expect("images");

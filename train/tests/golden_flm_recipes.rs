@@ -260,7 +260,7 @@ fn check_sizes(id: &str, config: &Value) {
     let transform = shape("cross_modal_image_transform.weight");
     assert_eq!(transform, [of("hidden_size"), width], "{id}");
     if text(&config["vit"]) == "ViT-B/32" && of("vocab_size") == published.sizes.vocabulary {
-        // The sizes of the published model, but for its images.
+        // The sizes of the published model, except for its images.
         let image_size = published.sizes.image_size;
         let sizes = FlmSizes {
             image_size,

@@ -1,4 +1,4 @@
-//! What the weights of a run do not tell of their model goes along in the file.
+//! Facts that the weights of a run do not tell are written into the file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,7 +64,7 @@ fn trained_weights_say_of_their_model_what_tensors_do_not() {
     };
     assert_eq!(config(&checkpoint, &said).expect("known").fusion_start, 2);
     let run = RunOptions::default();
-    // It goes along with what is made of the weights.
+    // Files made of the weights have it, too.
     let layout = layouts::detect(&checkpoint).expect("a layout");
     let conversion = Conversion {
         image_size: Some(64),

@@ -103,7 +103,7 @@ fn goes_wrong(how: &str, ranks: &Mpi) -> ExitCode {
     if let Err(error) = ranks.sum(&mut [0.0; 3]) {
         println!("rank 0: {error}");
     }
-    // Whoever gets here without being ended by the others' failure has not been told.
+    // Whoever gets here without being ended by the others' failure has not heard of it.
     std::thread::sleep(Duration::from_secs(600));
     ExitCode::SUCCESS
 }

@@ -11,7 +11,7 @@ use crate::fixture;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// What the reference is held to, per element.
+/// The tolerance of the reference, per element.
 const TOLERANCE: f32 = 1e-6;
 
 /// Differences that only the order of roundings makes.

@@ -63,7 +63,7 @@ fn rows(batch: &Batch) -> [Vec<Vec<u32>>; 2] {
     [text.ids.to_vec2().expect("ids"), kept.expect("a mask")]
 }
 
-/// Where words are to be guessed, as row and column, and what was there.
+/// Where words are to be guessed, as row and column, and the words that were there.
 fn guesses(words: &MaskedWords, len: usize) -> Vec<(u32, u32, u32)> {
     let places = words
         .places
@@ -114,7 +114,7 @@ fn one_place_behind_the_longest_text_is_padding_where_the_first_such_place_count
             assert_eq!(kept[row][..len], short_kept[row], "{n}: {row}");
             assert_eq!(kept[row][len], 0, "{n}: {row}");
         }
-        // What is guessed stands where it stood.
+        // Guessed words stand where they stood.
         let guessed = |batch: &Batch, len| {
             let words = batch.masked_words.as_ref().expect("masked words");
             guesses(words, len)

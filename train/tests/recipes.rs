@@ -31,7 +31,7 @@ fn fresh_weights_take_the_sizes_of_their_family_alone() {
     };
     let zerovl = parse("synth: { family: zerovl, blocks: 2, width: 64, joint_width: 32 }");
     let zerovl = zerovl.expect("sizes of zerovl");
-    // What was written is read back.
+    // A written recipe is read back.
     let yaml = zerovl.to_yaml().expect("YAML");
     let again = TrainRecipe::parse(&yaml, std::path::Path::new("recipe.yaml"), &[]);
     assert_eq!(again.expect("a recipe").init, zerovl.init);

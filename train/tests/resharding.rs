@@ -80,7 +80,7 @@ pub fn l2(values: impl Iterator<Item = f32>) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-/// What a state keeps.
+/// The contents of a state.
 pub fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let kept = KeptState::open(path).expect("a state");
     let entries: Vec<(String, usize)> = (kept.entries())
@@ -93,7 +93,7 @@ pub fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
     entries.into_iter().map(read).collect()
 }
 
-/// What a checkpoint holds.
+/// The contents of a checkpoint.
 pub fn weights(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let file = merge::io::open(path, &merge::io::OpenOptions::default()).expect("it opens");
     let floats = (file.tensors()).filter(|(_, info)| info.dtype == merge::DType::F32);

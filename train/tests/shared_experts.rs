@@ -21,7 +21,7 @@ use crate::fixture::{l2, values};
 /// Of losses, and of gradients by L2, relative.
 const TOLERANCE: f64 = 1e-5;
 
-/// Gradients below this share of the largest are zero but for rounding: compared absolutely.
+/// Gradients below this share of the largest are zero except for rounding: compared absolutely.
 const FLOOR: f64 = 1e-2;
 
 /// An objective and its weight.

@@ -46,7 +46,7 @@ fn task(name: &str) -> Box<dyn Task> {
     }
 }
 
-/// What a rank has measured, and the sums of all that the first one has.
+/// The measurements of a rank, and the sums of all, which the first one has.
 type Found = (BTreeMap<String, f64>, Option<BTreeMap<String, Gram>>);
 
 fn run(name: &str, ranks: &dyn Collective, cache: Option<FeatureCache>) -> Found {

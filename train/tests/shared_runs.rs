@@ -30,7 +30,7 @@ fn weights(folder: &Path) -> BTreeMap<String, Vec<f32>> {
     floats.map(read).collect()
 }
 
-/// Losses, norms of gradients and what was measured, in their order.
+/// Losses, norms of gradients and measurements, in their order.
 fn told(folder: &Path) -> Vec<f64> {
     let records = read(&folder.join(LINES_FILE)).expect("the log reads");
     let is_compared =

@@ -1,5 +1,5 @@
-//! What runs may start from and learn from beside checkpoints and captions: BEiT with fresh weights for
-//! what it lacks, and texts alone.
+//! Starts and data of runs beside checkpoints and captions: BEiT with fresh weights for
+//! its missing parts, and texts alone.
 
 use std::path::Path;
 

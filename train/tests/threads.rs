@@ -15,7 +15,7 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// What every rank returns of `run`. A rank that panics takes the others with it.
+    /// The result of `run` on every rank. A rank that panics takes the others with it.
     pub fn run<T: Send>(n_ranks: usize, run: impl Fn(&Self) -> T + Sync) -> Vec<T> {
         Self::run_owned(n_ranks, |rank| run(&rank))
     }

@@ -159,7 +159,7 @@ fn two_views_show_the_same_part_with_their_filters() {
     mirror(&mut mirrored);
     let mut sequence = draws("two");
     sequence.uniform();
-    // The draws of two operations go nowhere, for there are none.
+    // The draws of two operations go nowhere, because there are no such operations.
     sequence.below(0);
     sequence.below(0);
     let part = views.train.crop.draw(&mirrored, &mut sequence);

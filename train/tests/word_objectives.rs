@@ -353,7 +353,7 @@ fn half_of_the_pairs_keep_their_image_in_an_order_that_is_drawn() {
     let case = cases.into_iter().find(is_itm).expect("a case");
     let Opened { model, .. } = open(&case, false, DType::F32);
     let spec = train::losses::by_name("flm", "itm_fixed").expect("a loss");
-    // With the matching head at zero but for its bias, the loss says how many pairs count as matching.
+    // With the matching head at zero except for its bias, the loss says how many pairs count as matching.
     let n = 7;
     let side = model.config().input.image.side;
     let pixels = |at: f32| {

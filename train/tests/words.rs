@@ -293,7 +293,7 @@ fn words_of_a_byte_level_vocabulary_are_chosen_whole() {
         shown,
         ["supercalifragilistic", " frisbees", ",", " 1234567890", "!"]
     );
-    // Each word was more than one token, but for the marks.
+    // Each word was more than one token, except for the marks.
     assert!(
         words[0].len() > 1 && words[1].len() > 1 && words[3].len() > 1,
         "{words:?}"

@@ -1,4 +1,4 @@
-//! What the examples that time models have in common: rounds, and the line that they print.
+//! The common part of the examples that time models: rounds, and the line that they print.
 
 use std::io::Write;
 use std::time::Instant;

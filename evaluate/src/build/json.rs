@@ -194,7 +194,7 @@ struct List {
 impl List {
     fn create(target: &Path) -> Result<Self> {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        // What a killed run left behind goes; what others may put there is not followed.
+        // Files of a killed run go; links that others may put there are not followed.
         let partial = target.with_file_name(format!(".{name}.partial"));
         let made = match std::fs::remove_file(&partial) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),

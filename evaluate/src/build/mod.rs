@@ -89,7 +89,7 @@ pub struct BuiltFile {
 /// Calls `done` after every file, so the caller can list what that file leaves out even if a later one fails.
 /// A file that is there and lacks pictures which have been repaired since is built again.
 ///
-/// The row order is that of the annotations, but for VQA's validation images. Pictures are stored
+/// The row order is that of the annotations, except for VQA's validation images. Pictures are stored
 /// as their original bytes; each is decoded once, to know that it can be.
 ///
 /// # Errors
@@ -153,7 +153,7 @@ fn plans(dataset: &str, options: &BuildOptions) -> Result<Vec<TablePlan>> {
     }
 }
 
-/// The splits to build, of those that there are.
+/// The splits to build, of the existing ones.
 fn chosen<'a>(
     dataset: &'static str,
     known: &'a [&'a str],
@@ -176,7 +176,7 @@ fn chosen<'a>(
 }
 
 /// The rows of a file that was made of the same before, and what it leaves out; `None` when it is
-/// to be built, for there is none, or pictures that it lacks have been repaired.
+/// to be built, because there is none, or pictures that it lacks have been repaired.
 fn finished(
     path: &Path,
     note: &str,

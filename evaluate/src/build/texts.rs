@@ -35,7 +35,7 @@ const COLUMNS: [(&str, Kind); 4] = [
     ("split", Kind::Text),
 ];
 
-/// The text in the place of a picture.
+/// The text in place of a picture.
 pub(crate) const NO_PICTURE: &str = "None";
 
 /// Builds the arrow files of a data set of texts: one for each text file. Blank lines are left out.

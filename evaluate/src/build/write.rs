@@ -52,7 +52,7 @@ impl Writer {
         let metadata: std::collections::HashMap<String, String> = notes.collect();
         let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
         let name = target.file_name().unwrap_or_default().to_string_lossy();
-        // What a killed run left behind goes; what others may put there is not followed.
+        // Files of a killed run go; links that others may put there are not followed.
         let partial = target.with_file_name(format!(".{name}.partial"));
         let failed = |source| Error::io("create", &partial, source);
         let made = match std::fs::remove_file(&partial) {

@@ -3,9 +3,9 @@
 //! | path | holds |
 //! |---|---|
 //! | `<data set>/classes.tsv` | a line for each class: the name of its folder, a tab, the name in texts |
-//! | `<data set>/templates.txt` | a template a line, `{}` in the place of the name |
+//! | `<data set>/templates.txt` | a template a line, `{}` in place of the name |
 //! | `<data set>/classnames.txt` | clip_benchmark's names in texts: a line for each class, in the order of their numbers |
-//! | `<data set>/zeroshot_classification_templates.txt` | clip_benchmark's templates, `{c}` in the place of the name |
+//! | `<data set>/zeroshot_classification_templates.txt` | clip_benchmark's templates, `{c}` in place of the name |
 //!
 //! Of names, and of templates, the first file that is there counts. Without names a class is called as its folder, spaces in
 //! the place of `_`; without templates it is `a photo of a {}.`.
@@ -19,7 +19,7 @@ use crate::{DataFault, Error, Result};
 /// The template where a data set brings none.
 const TEMPLATE: &str = "a photo of a {}.";
 
-/// The mark in the place of a class's name, here and in clip_benchmark's files.
+/// The mark in place of a class's name, here and in clip_benchmark's files.
 const PLACE: &str = "{}";
 const THEIR_PLACE: &str = "{c}";
 
@@ -173,7 +173,7 @@ fn names(path: &Path, classes: &[String]) -> Result<Option<Vec<String>>> {
     Ok(Some(names))
 }
 
-/// The templates of a file, with [`PLACE`] in the place of the name; `None` where there is no file.
+/// The templates of a file, with [`PLACE`] in place of the name; `None` where there is no file.
 fn templates(path: &Path, place: &str) -> Result<Option<Vec<String>>> {
     let Some(lines) = lines(path)? else {
         return Ok(None);

@@ -27,7 +27,7 @@ impl PictureFolder {
     /// The path of a picture within the folder, with links resolved. `fault` makes the error of a reason.
     ///
     /// # Errors
-    /// What `fault` makes when the picture is not there, is no file, or lies behind a link that leads out of the
+    /// The error of `fault` when the picture is not there, is no file, or lies behind a link that leads out of the
     /// folder; [`Error::Io`] when the folder is not there.
     pub(super) fn find(&self, name: &str, fault: impl Fn(&str) -> Error) -> Result<PathBuf> {
         let folder = self.path.canonicalize();

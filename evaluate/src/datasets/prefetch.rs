@@ -80,7 +80,7 @@ fn serve<J: Iterator, T>(
         }
         let job = match jobs.lock() {
             Ok(mut jobs) => jobs.next(),
-            // The iterator of jobs panicked in another thread, which has told.
+            // The iterator of jobs panicked in another thread, which reports it.
             Err(_) => return,
         };
         let Some((number, job)) = job else {

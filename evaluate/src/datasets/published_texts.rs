@@ -4,7 +4,7 @@
 //! {"eurosat": ["annual crop land", "forest", …], "pets": […]}
 //! ```
 //!
-//! Names stand in the order of the classes' numbers; templates have `{c}` in the place of the name.
+//! Names stand in the order of the classes' numbers; templates have `{c}` in place of the name.
 
 use std::collections::BTreeMap;
 use std::path::Path;

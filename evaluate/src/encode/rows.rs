@@ -102,7 +102,7 @@ impl Rows {
         }
         let failed = |source| Error::io("write", &self.path, source);
         if self.file.is_none() {
-            // What another run left is not gone on with.
+            // Files of another run are not continued.
             match std::fs::remove_file(&self.path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(failed(error));

@@ -399,7 +399,7 @@ pub enum Error {
     Page(#[from] askama::Error),
 
     // ---- statistics -------------------------------------------------------------------------
-    /// Two samples cannot be paired, for they are not of the same units.
+    /// Two samples cannot be paired, because they are not of the same units.
     #[error("no paired test is possible: {fault}")]
     NotPaired {
         /// The difference, as a clause.

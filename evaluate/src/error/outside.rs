@@ -130,7 +130,7 @@ pub enum OutsideFault {
     OtherVersions {
         /// The task.
         task: String,
-        /// What differs.
+        /// The fact in which they differ.
         what: &'static str,
         /// In the first run.
         one: String,

@@ -29,7 +29,7 @@ pub enum ShortlistFault {
         /// The item, from 0.
         item: u32,
     },
-    /// A shortlist names an item that there is not.
+    /// A shortlist names an item that does not exist.
     #[error("{}: `{key}` names item {item}, but there are {n_items}", path.display())]
     NoSuchItem {
         /// The file.

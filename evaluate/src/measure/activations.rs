@@ -12,7 +12,7 @@ use crate::capture::Capture;
 use crate::tasks::grams::collect;
 use crate::tasks::{Runner, Task};
 
-/// What is sampled.
+/// The layers and rows that are sampled.
 pub struct ActivationJob<'a> {
     /// The task, whose passes are run.
     pub task: &'a dyn Task,

@@ -61,7 +61,7 @@ pub struct GramSums<'a> {
 pub type Summed = (BTreeMap<String, Gram>, GramRecord);
 
 impl<'a> GramSums<'a> {
-    /// Takes up the sums that an earlier run has left.
+    /// Goes on with the sums of an earlier run.
     ///
     /// # Errors
     /// When the family of the checkpoint is unknown, or the sums that were left cannot be read.
@@ -176,7 +176,7 @@ impl<'a> GramSums<'a> {
             }
             None => None,
         };
-        // What a rank has kept must stay until the sum is written.
+        // The files of each rank must stay until the sum is written.
         ranks.barrier()?;
         self.unfinished.remove()?;
         Ok(summed)

@@ -1,4 +1,4 @@
-//! Results that are kept while a command runs, so that it can be taken up again where it was
+//! Results that are kept while a command runs, so that it can be resumed where it was
 //! stopped.
 
 use std::path::{Path, PathBuf};
@@ -92,7 +92,7 @@ impl Journal {
         Ok(merge::io::write_file(&path, &text, true)?)
     }
 
-    /// Forgets what was kept under a key, if anything was.
+    /// Forgets the result under a key, if there is one.
     ///
     /// # Errors
     /// When the system does not let it.

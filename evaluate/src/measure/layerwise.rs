@@ -2,7 +2,7 @@
 //!
 //! The blocks are merged one after the other. For each block, the inputs of its layers are summed in each model with the
 //! mean of all models' embeddings, the merged blocks below it, and the model's own block; then the block is merged by
-//! `regmean`. What is left are gram files, by which a plain recipe merges the same model.
+//! `regmean`. The result is gram files, by which a plain recipe merges the same model.
 //!
 //! Nguyen et al. 2025, "RegMean++", <https://arxiv.org/abs/2508.03121>, section 3.
 
@@ -216,7 +216,7 @@ impl LayerwiseJob<'_> {
             "counts_padding": self.counts_padding,
         });
         let key = key_of(&identity);
-        // What an earlier run has finished.
+        // The parts that an earlier run has finished.
         if file.exists()
             && let Some(record) = GramStore::new(open(file)?.into())?.record()
             && record.settings.get(KEY) == Some(&key)

@@ -111,7 +111,7 @@ impl<'a> Measuring<'a> {
     /// which receives the task and a place for features. Only the first of several ranks gets it.
     ///
     /// # Errors
-    /// What `run` returns, and when the journal or the predictions cannot be read or written.
+    /// The errors of `run`, and when the journal or the predictions cannot be read or written.
     pub fn measure<E: From<Error>>(
         &self,
         of: &Candidate,

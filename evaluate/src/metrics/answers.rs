@@ -30,7 +30,7 @@ const NUMBERS: [(&str, &str); 12] = [
     ("ten", "10"),
 ];
 
-/// Contractions by what is missing: `(as typed, as it should be, stems)`.
+/// Contractions by the missing mark: `(as typed, as it should be, stems)`.
 const CONTRACTIONS: [(&str, &str, &str); 10] = [
     (
         "nt",

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// The share of draws inside an interval.
 pub const CONFIDENCE: f64 = 0.95;
 
-/// The fewest draws from which the ends of an interval can be told.
+/// The fewest draws that give the ends of an interval.
 const LEAST: usize = 100;
 const MOST: usize = 1_000_000;
 

@@ -341,7 +341,7 @@ fn standing_of_image<T: Score>(scores: &[T], columns: &[u32], row: usize) -> Res
     for &score in scores {
         n_higher += u32::from(score > best);
         n_tied += u32::from(score == best);
-        // Only what is not a number differs from itself.
+        // Only a NaN differs from itself.
         #[allow(
             clippy::eq_op,
             reason = "the test for NaN that vectorizes for any float"

@@ -90,7 +90,7 @@ pub fn per_class(sample: &mut Sample, nearest: &[usize], labels: &[i64], n_class
     let cases = cases.map(|(image, (nearest, label))| {
         let label = of(*label);
         let n = n_images.get(label).copied().unwrap_or(1).max(1);
-        // The mean over images of what is weighed by the size of their class.
+        // The mean over images, each weighed by the size of its class.
         let weight = labels.len() as f64 / (n * n_there.max(1)) as f64;
         (image, if *nearest == label { weight } else { 0.0 })
     });

@@ -99,7 +99,7 @@ pub(super) const AT_WORK: u64 = 3;
 
 impl Activations<'_> {
     /// Bytes of blocks of `n_tokens` tokens each, of which a token keeps `whole` numbers, or its input of `width` where
-    /// the inside is computed again. What has no width is no input of a block, and is kept.
+    /// the inside is computed again. A tensor without a width is no input of a block, and is kept.
     pub(super) fn of_blocks(
         &self,
         n_blocks: usize,
@@ -156,7 +156,7 @@ pub trait Blueprint: Send + Sync {
     }
 
     /// Whether the family's published program has a tensor of this name that it never uses, so that
-    /// nobody need be told of it.
+    /// nobody need hear of it.
     fn leaves_out(&self, name: &str) -> bool {
         let _ = name;
         false

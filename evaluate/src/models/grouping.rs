@@ -44,7 +44,7 @@ pub struct Grouping {
     pub cross_modal: &'static [&'static str],
     /// Parts of names, anywhere in them, of variables that do not decay.
     pub undecayed: &'static [&'static str],
-    /// Whether [`Module::Head`] is what the checkpoint of a run lacked, in the place of `heads`.
+    /// Whether [`Module::Head`] is what the checkpoint of a run lacked, in place of `heads`.
     pub raises_missing: bool,
     /// Names of variables that are kept between two numbers before each step.
     pub bounded: &'static [(&'static str, [f64; 2])],

@@ -116,7 +116,7 @@ pub trait Model: Send + Sync {
 
 /// Batch norms, which keep statistics of the pictures that they saw.
 pub trait BatchNormed: Model {
-    /// Runs a batch of images with the statistics of the batch in the place of those that are kept, and adds them.
+    /// Runs a batch of images with the statistics of the batch in place of those that are kept, and adds them.
     ///
     /// # Errors
     /// When a batch is too small to have a variance, shapes do not fit or the device fails.
@@ -142,7 +142,7 @@ pub trait DualEncoder: Model {
         &[Branch::Apart]
     }
 
-    /// Features of images, `(b, d)` of length one, for each branch asked for, in that order. What
+    /// Features of images, `(b, d)` of length one, for each branch asked for, in that order. The work that
     /// branches have in common is computed once.
     ///
     /// # Errors
@@ -259,7 +259,7 @@ fn only(model: &dyn Model, features: Vec<Tensor>) -> Result<Tensor> {
 /// Turns features of length one into logits: `scale · cos + bias`.
 ///
 /// The scale is ready to use, whatever the family stores: `exp(logit_scale)` of CLIP, `1 / τ` of a
-/// clamped temperature. Gradients go through both to what is stored.
+/// clamped temperature. Gradients go through both to the stored numbers.
 #[derive(Clone, Debug)]
 pub struct Similarity {
     /// Factor of cosines, a scalar.
@@ -468,8 +468,8 @@ pub trait Captioner: Model {
     /// When shapes do not fit or the device fails.
     fn see(&self, images: &Images, pass: &Pass<'_>) -> Result<Seen>;
 
-    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`. What a sequence of the
-    /// family begins with is its own business; the first ids are those of the first word after it.
+    /// Logits of the next word, `(b, vocabulary)`, after another one: `ids: (b)`. A family decides
+    /// how its sequences begin; the first ids are those of the first word after that.
     ///
     /// # Errors
     /// [`Error::NoHead`], or when shapes do not fit or the device fails.

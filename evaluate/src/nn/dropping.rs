@@ -26,7 +26,7 @@ pub trait GivenDrops: Send + Sync {
 /// Dropout at one site: owned, so that a recorded segment draws the same when it runs again.
 ///
 /// Draws are keyed by seed, pass (which holds the step), site (which holds the layer) and example of
-/// the whole batch, and within an example by position. A part of a batch thus draws what the whole
+/// the whole batch, and within an example by position. So a part of a batch draws the numbers that the whole
 /// batch draws, whatever its padding.
 #[derive(Clone, Default)]
 pub struct Dropping(Option<Arc<Site>>);

@@ -149,7 +149,7 @@ impl Gradients {
         }
     }
 
-    /// Puts another gradient in the place of a sum, as after an exchange between ranks.
+    /// Puts another gradient in place of a sum, as after an exchange between ranks.
     pub fn set(&mut self, variable: &Tensor, gradient: Tensor) {
         if let Some(Sum::Device(sum)) = self.sums.get_mut(&variable.id()) {
             *sum = Some(gradient);

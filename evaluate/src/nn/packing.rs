@@ -93,7 +93,7 @@ impl Packing {
         select(&x.flatten(0, 1)?, rows)?.unsqueeze(0)
     }
 
-    /// Texts of one length again, zeros in the place of padding: `(1, r, d) -> (b, t, d)`.
+    /// Texts of one length again, zeros in place of padding: `(1, r, d) -> (b, t, d)`.
     ///
     /// # Errors
     /// When the device fails.

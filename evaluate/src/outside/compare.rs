@@ -115,7 +115,7 @@ pub struct Compared {
     pub contrasts: Vec<Contrast>,
     /// Over all tasks, if there are several.
     pub overall: Option<Overall>,
-    /// What users should know.
+    /// Notes for users.
     pub notes: Vec<String>,
 }
 

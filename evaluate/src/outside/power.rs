@@ -25,7 +25,7 @@ pub enum Spread {
     Deviation(f64),
 }
 
-/// What a comparison is to reach.
+/// The goal of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Aim {
     /// The probability of a difference where there is none.

@@ -42,7 +42,7 @@ pub fn official_id(name: &str) -> Option<i64> {
     is_number.then(|| digits.parse().ok()).flatten()
 }
 
-/// Results whose images the annotations know, with what people said of each, in the order of the
+/// Results whose images the annotations know, with people's captions of each, in the order of the
 /// results: what FLM's published program hands to the official one. Other results are left out.
 #[must_use]
 pub fn known<'a>(

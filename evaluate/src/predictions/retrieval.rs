@@ -94,7 +94,7 @@ impl ScoreFile {
     /// file; those that were ranked once more by their new scores.
     ///
     /// # Errors
-    /// What [`standings`] returns, and [`Error::Merge`] when scores cannot be read.
+    /// The errors of [`standings`], and [`Error::Merge`] when scores cannot be read.
     pub fn standings(&self, captions: &Captions) -> Result<Standings> {
         let found = match self.checkpoint.require(SCORES)?.dtype {
             DType::F64 => standings(&self.matrix::<f64>(), captions),

@@ -189,7 +189,7 @@ pub fn seen_by_first(ranks: &dyn Collective, seen: bool) -> Result<bool> {
     Ok(all.first().map(Vec::as_slice) == Some(&[1]))
 }
 
-/// What every rank gives to the first one, in the order of the ranks; the others receive nothing.
+/// The bytes that every rank gives to the first one, in the order of the ranks; the others receive nothing.
 ///
 /// # Errors
 /// As [`Collective::exchange`].

@@ -54,7 +54,7 @@ pub fn svg(curve: &Curve, parameter: &str, chosen: Option<f64>, id: &str) -> Str
     )
 }
 
-/// The picture of a number over the steps of a run: a line alone, its points too close to be told
+/// The picture of a number over the steps of a run: a line alone, its points too close to be seen
 /// apart.
 #[must_use]
 pub(super) fn course(curve: &Curve, parameter: &str, id: &str) -> String {

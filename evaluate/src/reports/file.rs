@@ -82,7 +82,7 @@ pub fn read_source(path: &Path) -> Result<Source> {
     }
 }
 
-/// Writes a report in the place of the old one, if there is one: beside it, synced, renamed.
+/// Writes a report in place of the old one, if there is one: beside it, synced, renamed.
 ///
 /// # Errors
 /// When the file cannot be written.

@@ -67,7 +67,7 @@ fn check_pictures(example: &Example) -> Result<()> {
     Ok(())
 }
 
-/// The page. What is not escaped here (`safe`) is made in this crate and escapes its text itself:
+/// The page. Text that is not escaped here (`safe`) is made in this crate and escapes its text itself:
 /// the style sheets, the curves and the heat maps.
 #[derive(Template)]
 #[template(path = "report.html", whitespace = "minimize")]

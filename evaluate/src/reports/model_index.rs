@@ -202,7 +202,7 @@ fn of_harness(value: &Value) -> Vec<IndexResult> {
     found.filter(|result| !result.metrics.is_empty()).collect()
 }
 
-/// A model card with these results in its head: in the place of the results that it had, the rest as it was.
+/// A model card with these results in its head: in place of the results that it had, the rest as it was.
 ///
 /// # Errors
 /// [`ReportFault::BadReport`] for a card whose head does not end, or when the results cannot be written as YAML.

@@ -1,7 +1,7 @@
 //! Left to right, right to left, and all but the token itself.
 
 /// The mask of the forward stream, `len × len`: row 0 sees every token, a later row the tokens from the second one to
-/// its own. The first token is hidden from them, for it has seen what comes after.
+/// its own. The first token is hidden from them, because it has seen what comes after.
 #[must_use]
 pub fn forward(n_tokens: usize, len: usize) -> Vec<u8> {
     table(len, |row, key| {

@@ -160,7 +160,7 @@ impl Captioning {
         })
     }
 
-    /// Images whose captions score best and worst by CIDEr, with what people said.
+    /// Images whose captions score best and worst by CIDEr, with people's captions.
     fn examples(&self, captions: &[String], judged: &[Judged]) -> Result<Vec<Example>> {
         let mut order: Vec<usize> = (0..judged.len()).collect();
         order.sort_by(|&a, &b| judged[b].cider.total_cmp(&judged[a].cider).then(a.cmp(&b)));

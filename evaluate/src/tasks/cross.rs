@@ -1,4 +1,4 @@
-//! Retrieval by a ranking head, which reads image and text together: every pair is a pass, but for what of it depends on
+//! Retrieval by a ranking head, which reads image and text together: every pair is a pass, except for what of it depends on
 //! the text or on the image alone.
 
 use std::path::Path;

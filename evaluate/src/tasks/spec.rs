@@ -146,7 +146,7 @@ impl TaskSpec {
     /// The task of this name or alias.
     ///
     /// # Errors
-    /// [`Error::UnknownTask`] with the names that there are.
+    /// [`Error::UnknownTask`] with the existing names.
     pub fn find(name: &str) -> Result<&'static Self> {
         Self::of(name).ok_or_else(|| Error::UnknownTask {
             name: name.into(),

@@ -10,9 +10,9 @@ const DELETED_OF_CAPTIONS: char = '`';
 
 /// A caption or a statement as EVE reads it; `None` where no word is left.
 ///
-/// It is in lower case, without ``, . ' ! ? " ( ) * # : ; ~ ` ``, with spaces in the place of `-` and `/`, and
-/// `person` in the place of `<person>`. Words stand one space apart, and the first `max_words` of them are kept.
-/// What a space is, Python says: separators U+001C to U+001F are spaces, as those of Unicode are.
+/// It is in lower case, without ``, . ' ! ? " ( ) * # : ; ~ ` ``, with spaces in place of `-` and `/`, and
+/// `person` in place of `<person>`. Words stand one space apart, and the first `max_words` of them are kept.
+/// Spaces are those of Python: separators U+001C to U+001F are spaces, as those of Unicode are.
 ///
 /// # Example
 /// ```
@@ -54,7 +54,7 @@ pub fn clean_question(question: &str, max_words: usize) -> String {
     }
 }
 
-/// The text in lower case, without some characters, and with spaces in the place of `-` and `/`.
+/// The text in lower case, without some characters, and with spaces in place of `-` and `/`.
 fn without(text: &str, is_deleted: impl Fn(char) -> bool) -> String {
     let lower = text.to_lowercase();
     let kept = lower.chars().filter(|&c| !is_deleted(c));

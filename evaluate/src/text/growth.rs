@@ -16,7 +16,7 @@ const MAX_PARTS: usize = 1000;
 /// Refuses files that make texts longer than any published one does, and files whose parts do not fit each other.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// The fault, in words.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     // Asked first, for the library ends the program where a decoder is no JSON.
     let file: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
@@ -115,7 +115,7 @@ fn items<'a>(part: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + us
 /// Tokens that a post-processor adds: of each piece of its templates those of the special token, which it must
 /// have, for the library ends the program where it looks for one in vain.
 fn special_ids(processor: &Value, depth: usize) -> Result<usize, String> {
-    // Published ones are a sequence at most; what is deeper hides something.
+    // Published ones are a sequence at most; a deeper list hides something.
     if depth > 4 {
         return Err("its post-processor has too many levels".to_owned());
     }

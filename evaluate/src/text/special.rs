@@ -43,7 +43,7 @@ pub struct Special {
     pub borders: [u32; 2],
     /// In place of a token that is to be guessed, where the vocabulary has one.
     pub mask: Option<u32>,
-    /// In the place of words outside the vocabulary, where it has one.
+    /// In place of words outside the vocabulary, where it has one.
     pub unknown: Option<u32>,
 }
 

@@ -211,7 +211,7 @@ fn gradients_of_flm_on_slices_are_those_of_central_differences() {
         let ((above, high), (below, low)) = (at(1.0), at(-1.0));
         let back = Tensor::from_vec(values, variable.shape(), &Device::Cpu);
         variable.set(&back.expect("a tensor")).expect("it is set");
-        // What the steps that f32 took are expected to change.
+        // The change that the steps in f32 should make.
         let path = high.iter().zip(&low).zip(gradient);
         let expected: f64 = path.map(|((high, low), g)| (high - low) * g).sum();
         let error = (above - below - expected).abs();

@@ -1,4 +1,4 @@
-//! What FLM's streams see and what they learn, on the tiny models of the golden set.
+//! The tokens that FLM's streams see, and the words that they learn, on the tiny models of the golden set.
 
 mod learning;
 mod packing;
@@ -94,7 +94,7 @@ fn changed(before: &Tensor, after: &Tensor) -> BTreeSet<(usize, usize)> {
     let rows = far.expect("numbers").into_iter().enumerate();
     rows.flat_map(|(text, row)| {
         let places = row.into_iter().enumerate();
-        // What depends on nothing that changed is the same to the bit, in whatever row it stands.
+        // A row that depends on nothing that changed is the same to the bit, wherever it stands.
         places
             .filter(|(_, far)| *far > 1e-6)
             .map(move |(place, _)| (text, place))

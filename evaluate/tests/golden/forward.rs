@@ -68,7 +68,7 @@ fn run(
     outputs_of(model.as_ref(), inputs, passes)
 }
 
-/// What the keys of an architecture do not tell.
+/// Facts that the keys of an architecture do not tell.
 fn overrides_of(case: &Case) -> Overrides {
     Overrides {
         shallow_attention: match case.text("arch") {

@@ -9,7 +9,7 @@ use fixtures::{Set, integers, list, number};
 
 use crate::fixture::{matrix, value};
 
-/// What the fixture calls each way to count ties.
+/// The fixture's name for each way to count ties.
 const TIES: [(Ties, &str); 4] = [
     (Ties::Expected, "expected"),
     (Ties::Pessimistic, "pessimistic"),

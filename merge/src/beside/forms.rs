@@ -1,4 +1,4 @@
-//! Architectures that are the same but for mixtures of experts in the place of dense networks, and configurations that
+//! Architectures that are the same except for mixtures of experts in place of dense networks, and configurations that
 //! change from one to the other.
 
 use serde_json::{Map, Value, json};
@@ -132,7 +132,7 @@ fn to_mixture(own_type: &str) -> Result<&'static Pair, String> {
 /// Makes a dense model one with mixtures of `n_experts` experts in the given layers.
 ///
 /// # Errors
-/// A clause on what cannot be said.
+/// A clause on the fact that the configuration cannot hold.
 pub(crate) fn add_mixtures(
     config: &mut Value,
     layers: &[usize],
@@ -178,7 +178,7 @@ pub(crate) fn add_mixtures(
 /// Makes a model whose mixtures are gone, in the given layers, a dense one.
 ///
 /// # Errors
-/// A clause on what cannot be said.
+/// A clause on the fact that the configuration cannot hold.
 pub(crate) fn remove_mixtures(config: &mut Value, layers: &[usize]) -> Result<(), String> {
     let (own, own_type, n_layers) = settings(config)?;
     let pair = PAIRS.iter().find(|pair| pair.mixture[0] == own_type);

@@ -57,7 +57,7 @@ pub(crate) fn of_model(path: &Path) -> Result<Option<License>> {
 fn of_card(text: &str) -> Option<License> {
     let rest = text.strip_prefix("---")?.trim_start_matches('\r');
     let (front, _) = rest.strip_prefix('\n')?.split_once("\n---")?;
-    // A card is written for people: what cannot be understood says nothing.
+    // A card is written for people: an entry that cannot be understood says nothing.
     let front: FrontMatter = serde_saphyr::from_str(front).ok()?;
     let ids = match front.license? {
         OneOrMany::One(id) => vec![id],

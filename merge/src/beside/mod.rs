@@ -139,7 +139,7 @@ pub struct Beside {
     pub weights: Option<&'static str>,
     /// The files beside the models as they were before the first of them was read.
     pub(crate) seen: Vec<SourceFile>,
-    /// What the output says beside its tensors if it is a GGUF file.
+    /// The facts beside the output's tensors if it is a GGUF file.
     pub(crate) gguf: Option<Arc<GgufHead>>,
 }
 

@@ -99,7 +99,7 @@ impl DenseOfExperts {
             let start = format!("{}.", mixture.host);
             let own: BTreeSet<String> = mixture.keys().collect();
             for key in starting_with(&names, &start).filter(|key| !own.contains(*key)) {
-                // What tells the modality is for the router.
+                // The tag of the modality is for the router.
                 let is_tag = matches!(&key[start.len()..], "vision_embed" | "text_embed");
                 if !(is_eve && is_tag) {
                     return Err(ConversionFault::SharedExpert {

@@ -257,7 +257,7 @@ impl Draft {
             plan.drop_tensor(dropped.tensor, dropped.why);
         }
         for (name, of) in &self.aliases {
-            // What an entry becomes that is left out, its other names become, too.
+            // The other names of an entry that is left out are left out, too.
             if self.entries.contains_key(of) {
                 plan.alias(name, of)?;
             }

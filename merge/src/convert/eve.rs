@@ -39,7 +39,7 @@ const HEADS: [(&str, &[&str]); 5] = [
 /// The table of image positions.
 const POSITIONS: &str = "backbone.pos_embed_vision";
 
-/// An EVE for a task, from the weights of another one or of a BEiT. What that lacks is drawn.
+/// An EVE for a task, from the weights of another one or of a BEiT. A part that it lacks is drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EveStart {
     /// The task of the model.

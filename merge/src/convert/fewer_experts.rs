@@ -32,7 +32,7 @@ pub enum Keep {
 /// The measure of an expert's worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
-    /// Those whose weighted answers are the longest, in the mean over their tokens (REAP).
+    /// Those whose weighted answers are the longest, on average over their tokens (REAP).
     Saliency,
     /// Those that most tokens go to.
     Frequency,

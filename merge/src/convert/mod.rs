@@ -223,7 +223,7 @@ impl Conversion {
     }
 }
 
-/// A checkpoint that has the names of Hugging Face now, under those of `to`. What is no CLIP keeps them.
+/// A checkpoint that has the names of Hugging Face now, under those of `to`. Any model but a CLIP keeps them.
 fn of_names(named: Arc<Checkpoint>, to: ClipTarget) -> Result<Arc<Checkpoint>> {
     let layout = layouts::detect(&named)?;
     match (layout.name(), to) {

@@ -37,7 +37,7 @@ pub(super) fn bicubic(source: usize, target: usize) -> Array2<f64> {
 const SMOOTH_A: f64 = -0.5;
 
 /// Cubic convolution as torch's `interpolate(mode="bicubic", antialias=True, align_corners=False)`: half-pixel centers,
-/// the kernel as wide as the step when shrinking, weights over the positions that there are.
+/// the kernel as wide as the step when shrinking, weights over the existing positions.
 pub(super) fn bicubic_smoothed(source: usize, target: usize) -> Array2<f64> {
     smoothed(source, target, 2.0, |distance| {
         cubic_kernel(distance.min(2.0), SMOOTH_A)

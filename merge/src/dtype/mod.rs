@@ -204,7 +204,7 @@ pub fn decode_f32(key: &str, dtype: DType, bytes: &[u8], out: &mut [f32]) -> Res
     Ok(())
 }
 
-/// Converts little-endian elements of `dtype` to `f64`; exact but for integers beyond 2⁵³.
+/// Converts little-endian elements of `dtype` to `f64`; exact except for integers beyond 2⁵³.
 ///
 /// # Errors
 /// [`Error::UnsupportedCast`] (naming `key`) for booleans and complex numbers.
@@ -289,7 +289,7 @@ pub fn encode_f64(key: &str, dtype: DType, values: &[f64], out: &mut [u8]) -> Re
     match dtype {
         DType::F64 => out.copy_from_slice(bytemuck::cast_slice(values)),
         DType::F32 => put(values, out, |v| (v as f32).to_le_bytes()),
-        // `from_f64` of the crate half looks at the upper half of the number alone, and takes what is just beyond a tie
+        // `from_f64` of the crate half looks at the upper half of the number alone, and takes a number just beyond a tie
         // for one.
         DType::F16 => put(values, out, |v| f16::from_f32(to_odd(v)).to_le_bytes()),
         DType::BF16 => put(values, out, |v| f32_to_bf16(to_odd(v))),
@@ -351,7 +351,7 @@ fn f32_to_bf16(value: f32) -> [u8; 2] {
     (kept as u16).to_le_bytes()
 }
 
-/// Rounds to the one of the two nearest f32 whose last bit is set, unless the value is one: what is rounded once more, to
+/// Rounds to the one of the two nearest f32 whose last bit is set, unless the value is one: a number that is rounded once more, to
 /// fewer bits, is then as if it had been rounded once.
 #[inline(always)]
 fn to_odd(value: f64) -> f32 {

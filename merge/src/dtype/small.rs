@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(f8_e5m2_to_f32(0x01), 2f32.powi(-16));
         assert_eq!(f8_e5m2_to_f32(0xfc), f32::NEG_INFINITY);
         assert!(f8_e5m2_to_f32(0xfd).is_nan());
-        // arXiv 2206.02915: one more power of two below, NaN in the place of −0.
+        // arXiv 2206.02915: one more power of two below, NaN in place of −0.
         assert_eq!(f8_e4m3fnuz_to_f32(0x7f), 240.0);
         assert_eq!(f8_e5m2fnuz_to_f32(0x7f), 57344.0);
         assert!(f8_e4m3fnuz_to_f32(0x80).is_nan());

@@ -45,7 +45,7 @@ pub enum ActivationFault {
     NoFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong, as a clause.
+        /// The fault, as a clause.
         why: String,
     },
     /// Activation files of other data.
@@ -60,9 +60,9 @@ pub enum ActivationFault {
         first: PathBuf,
         /// The fact in which they differ.
         what: String,
-        /// What the file says.
+        /// The fact in the file.
         found: String,
-        /// What the first says.
+        /// The fact in the first.
         expected: String,
     },
     /// Things of which no file has an activation.

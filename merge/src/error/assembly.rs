@@ -15,9 +15,9 @@ pub enum AssemblyFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// What the piece has.
+        /// The value of the piece.
         dtype: DType,
-        /// What the tensor has.
+        /// The value of the tensor.
         wanted: DType,
     },
     /// A piece reaches beyond its tensor, or beyond what its file holds.
@@ -51,7 +51,7 @@ pub enum AssemblyFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// Elements that there are.
+        /// The number of elements found.
         n_given: usize,
         /// Elements of the tensor.
         n_elements: usize,

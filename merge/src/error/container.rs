@@ -6,14 +6,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContainerFault {
-    /// What stands in the file is not of its format, or ends too early.
+    /// The contents of the file are not of its format, or end too early.
     #[error("{}: byte {at}: {what}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
         /// The byte.
         at: u64,
-        /// What is wrong there, in words.
+        /// The fault there, in words.
         what: String,
     },
     /// A group or a dataset of HDF5 that is damaged, or of a kind that is not read.
@@ -23,7 +23,7 @@ pub enum ContainerFault {
         path: PathBuf,
         /// The group or the dataset.
         key: String,
-        /// What is wrong with it.
+        /// Its fault.
         reason: String,
     },
     /// An array whose elements are not read.
@@ -67,7 +67,7 @@ pub enum ContainerFault {
         path: PathBuf,
         /// Its name.
         key: String,
-        /// What it is, in words.
+        /// Its kind, in words.
         what: &'static str,
     },
     /// Data that could not be read.
@@ -87,9 +87,9 @@ pub enum ContainerFault {
         path: PathBuf,
         /// The entry.
         entry: String,
-        /// What it says.
+        /// The value that it states.
         stored: u32,
-        /// What its bytes give.
+        /// The value by its bytes.
         computed: u32,
     },
 }

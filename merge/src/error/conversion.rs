@@ -60,7 +60,7 @@ pub enum ConversionFault {
         /// Patches along a side of the window.
         window: usize,
     },
-    /// A bias table has not the room for text that it was said to have.
+    /// A bias table has less room for text than the settings say.
     #[error(
         "`{key}` has {rows} rows, which leave no square window beside {text_table_len} text positions"
     )]
@@ -69,7 +69,7 @@ pub enum ConversionFault {
         key: String,
         /// Its rows.
         rows: usize,
-        /// Text positions it was said to have room for.
+        /// Text positions by the settings.
         text_table_len: usize,
     },
     /// Text positions can be cut, but not invented.
@@ -259,7 +259,7 @@ pub enum ConversionFault {
     UnknownArgument {
         /// The argument as given.
         given: String,
-        /// Names that there are.
+        /// The existing names.
         known: String,
     },
     /// An argument of a run is another in its files than the user says.
@@ -269,9 +269,9 @@ pub enum ConversionFault {
         path: PathBuf,
         /// The argument.
         name: String,
-        /// What the user says.
+        /// The value that the user gives.
         given: String,
-        /// What the files say.
+        /// The value in the files.
         found: String,
     },
     /// The files of a run lack an argument that decides what the weights are.
@@ -289,9 +289,9 @@ pub enum ConversionFault {
         path: PathBuf,
         /// The argument.
         name: &'static str,
-        /// What it is.
+        /// The value found.
         found: String,
-        /// What it must be.
+        /// The value that is needed.
         wanted: &'static str,
     },
     /// A conversion is not defined for this family or form.

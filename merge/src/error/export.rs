@@ -49,7 +49,7 @@ pub enum ExportFault {
         key: String,
         /// Its value, as JSON.
         found: String,
-        /// What it should be, in words.
+        /// The expected value, in words.
         wanted: String,
     },
     /// A CLIP without the numbers by which its pictures are made.

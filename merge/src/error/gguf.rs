@@ -211,9 +211,9 @@ pub enum GgufFault {
         path: PathBuf,
         /// The entry.
         key: &'static str,
-        /// What it is, in words if it is missing.
+        /// The value found, in words if it is missing.
         found: String,
-        /// What it should be.
+        /// The expected value.
         expected: u64,
     },
     /// Metadata that are needed for the names or the order of rows of a model.
@@ -223,9 +223,9 @@ pub enum GgufFault {
         path: PathBuf,
         /// The entry.
         key: String,
-        /// What is wrong with it, in words.
+        /// Its fault, in words.
         found: String,
-        /// What needs it.
+        /// The reader that needs it.
         wanted: String,
     },
     /// Metadata of which no configuration of Hugging Face says the same.
@@ -235,7 +235,7 @@ pub enum GgufFault {
         path: PathBuf,
         /// The entry, or the tensor.
         key: String,
-        /// What it is, in words.
+        /// Its kind, in words.
         found: String,
     },
     /// An architecture whose configuration is not known.
@@ -243,7 +243,7 @@ pub enum GgufFault {
     NoSuchConfig {
         /// The file.
         path: PathBuf,
-        /// What `general.architecture` says.
+        /// The value of `general.architecture`.
         architecture: String,
     },
     /// A tensor whose sizes contradict the metadata.
@@ -255,7 +255,7 @@ pub enum GgufFault {
         key: String,
         /// Its shape, as torch counts axes.
         shape: Vec<usize>,
-        /// What it should fit, in words.
+        /// The size that it should fit, in words.
         wanted: String,
     },
 }

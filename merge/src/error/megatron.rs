@@ -27,7 +27,7 @@ pub enum MegatronFault {
     Experts {
         /// The file, or the folder.
         path: PathBuf,
-        /// What tells so.
+        /// The sign of it.
         what: String,
     },
     /// A file does not say how the model was split.
@@ -43,9 +43,9 @@ pub enum MegatronFault {
         path: PathBuf,
         /// The entry.
         entry: String,
-        /// What it is.
+        /// The value found.
         found: &'static str,
-        /// What it should be.
+        /// The expected value.
         wanted: &'static str,
     },
     /// The folder of a rank is not there.
@@ -115,7 +115,7 @@ pub enum MegatronFault {
         key: String,
         /// The shape of the part.
         shape: Vec<usize>,
-        /// What its name says.
+        /// The value in its name.
         wanted: &'static str,
     },
     /// The parts of a tensor do not add up to what the arguments say.
@@ -141,7 +141,7 @@ pub enum MegatronFault {
         prefix: String,
         /// How many there are, or which.
         found: String,
-        /// What there should be.
+        /// The expected value.
         wanted: String,
     },
 }

@@ -102,7 +102,7 @@ pub enum MergeFault {
         slot: String,
         /// The method.
         method: &'static str,
-        /// What it says.
+        /// The value that it states.
         reason: String,
     },
     /// A method returns a tensor of another shape than the output has.
@@ -382,7 +382,7 @@ pub enum MergeFault {
         /// Templates with names.
         known: String,
     },
-    /// `tokenizer` says of a token what cannot be.
+    /// `tokenizer` says of a token something that cannot be.
     #[error("`tokenizer`: {}{reason}", if token.is_empty() { String::new() } else { format!("`{token}`: ") })]
     TokenRule {
         /// The token.

@@ -15,7 +15,7 @@ pub enum PlanFault {
         /// The name.
         name: String,
     },
-    /// Another name of an output tensor that there is none of.
+    /// Another name of an output tensor that does not exist.
     #[error("`{name}` is to be another name of `{of}`, which is no tensor of the output")]
     AliasOfNothing {
         /// The other name.

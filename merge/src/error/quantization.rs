@@ -40,7 +40,7 @@ pub enum QuantizationFault {
         /// The missing tensor.
         missing: String,
     },
-    /// Bits of a sparse weight that do not go with what is kept of it.
+    /// Bits of a sparse weight that do not go with its kept values.
     #[error("{}: `{key}` keeps {n_set} elements of row {row}, whose values are {begin}..{end}", path.display())]
     Mask {
         /// The model.

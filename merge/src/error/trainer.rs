@@ -14,7 +14,7 @@ pub enum TrainerFault {
     OnePart {
         /// The file.
         path: PathBuf,
-        /// What users call the whole.
+        /// The users' name for the whole.
         kind: &'static str,
         /// Its folder.
         folder: PathBuf,
@@ -24,7 +24,7 @@ pub enum TrainerFault {
     SeveralKinds {
         /// The folder.
         folder: PathBuf,
-        /// What users call them.
+        /// The users' name for them.
         kinds: Vec<&'static str>,
     },
     /// Several folders of a folder hold a model.
@@ -40,7 +40,7 @@ pub enum TrainerFault {
     Remote {
         /// The address.
         folder: PathBuf,
-        /// What users call it.
+        /// The users' name for it.
         kind: &'static str,
     },
     /// A file names another outside of the folder.
@@ -98,9 +98,9 @@ pub enum TrainerFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// What it has.
+        /// The value that it has.
         found: Vec<usize>,
-        /// What its place says.
+        /// The value by its place.
         wanted: Vec<usize>,
     },
     /// No file of a rank holds a tensor.
@@ -172,9 +172,9 @@ pub enum TrainerFault {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// What it is there.
+        /// The value there.
         found: String,
-        /// What it is elsewhere.
+        /// The value elsewhere.
         wanted: String,
     },
     /// A file was written by another rank, or in a larger world, than its name says.
@@ -292,7 +292,7 @@ pub enum TrainerFault {
         /// Where the second begins.
         at: u64,
     },
-    /// What lies at the place of a piece is something else.
+    /// Something else lies at the place of a piece.
     #[error("{}: at byte {at} lies {found} where `{key}` has {wanted}", path.display())]
     OtherPiece {
         /// The file.
@@ -301,12 +301,12 @@ pub enum TrainerFault {
         key: String,
         /// Where the place begins.
         at: u64,
-        /// What there is.
+        /// The value found.
         found: String,
-        /// What the metadata say.
+        /// The value in the metadata.
         wanted: String,
     },
-    /// What lies at the place of a piece is damaged.
+    /// The bytes at the place of a piece are damaged.
     #[error("the piece of `{key}` at byte {at}: {source}")]
     DamagedPiece {
         /// The file.
@@ -324,7 +324,7 @@ pub enum TrainerFault {
         /// The shard.
         path: PathBuf,
     },
-    /// What a shard says of its boxes is no JSON of the known form.
+    /// The record of a shard's boxes is no JSON of the known form.
     #[error("{}: `DCP_SHARDING_INFO` in the metadata of this shard: {source}", path.display())]
     BadShardingInfo {
         /// The shard.

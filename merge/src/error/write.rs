@@ -73,7 +73,7 @@ pub enum WriteFault {
         /// The target.
         path: PathBuf,
     },
-    /// A file that is none of this program's is in the place of an unfinished run's file.
+    /// A file that is none of this program's is in place of an unfinished run's file.
     #[error(
         "{}: is in the way: not a file that an unfinished run of this user left here", path.display()
     )]

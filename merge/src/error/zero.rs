@@ -29,7 +29,7 @@ pub enum ZeroFault {
     OtherParallelism {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// Its contents.
         part: &'static str,
     },
     /// Two files are of one rank.
@@ -73,9 +73,9 @@ pub enum ZeroFault {
         path: PathBuf,
         /// The entry.
         entry: String,
-        /// What it is.
+        /// The value found.
         found: &'static str,
-        /// What it should be.
+        /// The expected value.
         wanted: &'static str,
     },
     /// A rank has another number of groups than the model.
@@ -97,7 +97,7 @@ pub enum ZeroFault {
         group: usize,
         /// Its tensors.
         n_tensors: usize,
-        /// Elements that there are.
+        /// The number of elements found.
         found: usize,
         /// Elements of its tensors.
         wanted: usize,
@@ -111,7 +111,7 @@ pub enum ZeroFault {
         rank: usize,
         /// The tensor, or `all tensors`.
         key: String,
-        /// Elements that there are.
+        /// The number of elements found.
         found: usize,
         /// Its share.
         wanted: usize,
@@ -125,7 +125,7 @@ pub enum ZeroFault {
         key: String,
         /// Its shape.
         found: Vec<usize>,
-        /// What is described.
+        /// The described value.
         wanted: Vec<usize>,
     },
     /// A tensor is described, but its values are nowhere.
@@ -136,12 +136,12 @@ pub enum ZeroFault {
         /// The tensor.
         key: String,
     },
-    /// What a file describes takes more memory than it could in any real model.
+    /// The contents that a file describes take more memory than those of any real model.
     #[error("{}: its names and shapes take more than {limit} bytes", path.display())]
     TooMuchMemory {
         /// The file.
         path: PathBuf,
-        /// What is read.
+        /// The part that is read.
         limit: usize,
     },
 }

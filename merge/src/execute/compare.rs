@@ -49,7 +49,7 @@ pub fn compare(
     is_full: bool,
     progress: &dyn Progress,
 ) -> Result<Comparison> {
-    // What the file holds is the question, not whether it may.
+    // The check asks for the contents of the file, not whether they are allowed.
     let run = RunOptions {
         allow_non_finite: true,
         check_copies: false,

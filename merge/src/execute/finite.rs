@@ -6,7 +6,7 @@ use crate::dtype::with_aligned;
 use crate::plan::TensorRef;
 use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64};
 
-/// Checks elements `first..` of an input, of which `bytes` are what was read.
+/// Checks elements `first..` of an input, whose `bytes` were read.
 ///
 /// # Errors
 /// [`MergeFault::NonFiniteInput`] with the model, the tensor and the index of the first such element.

@@ -155,7 +155,7 @@ pub(crate) fn execute_beside(
 ) -> Result<Summary> {
     let fingerprint = fingerprint::of(plan, &placeholder(plan, run)?, write, run);
     let n_files_kept = n_complete_files(&write.path, &fingerprint);
-    // What stands under the target's names is what an unfinished run put there.
+    // An unfinished run put the files under the target's names.
     let may_replace = write.force || n_files_kept > 0;
     let stale = beside::check(plan, write, may_replace)?;
     let write = &WriteOptions {
@@ -242,7 +242,7 @@ struct Around<'a> {
     texts: &'a [(PathBuf, String)],
 }
 
-/// Writes the whole output and puts it in place of what is stale. Returns its files, and how many tensors
+/// Writes the whole output and puts it in place of stale files. Returns its files, and how many tensors
 /// were combined without a change.
 fn write_all(
     plan: &MergePlan,

@@ -47,7 +47,7 @@ impl<'a> Watched<'a> {
         };
         let source = &self.plan.sources()[reference.source];
         let info = source.require(&reference.key)?;
-        // What is written in another type is not the same, and what is computed may be dear to read.
+        // A tensor in another type is not the same, and a computed one may be dear to read.
         let is_stored = source.stored_dtype(&reference.key) == Some(info.dtype);
         if *info != entry.info || !is_stored {
             return Ok(true);

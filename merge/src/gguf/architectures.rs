@@ -267,7 +267,7 @@ const PROJECTOR: &[Row] = &[
     ("mm.2", "multi_modal_projector.linear_2"),
 ];
 
-/// What a language model mostly is: rows and norms as they are.
+/// The usual rows of a language model: matrices and norms as they are.
 const PLAIN: Architecture = Architecture {
     name: "",
     model_type: "",

@@ -1,8 +1,8 @@
 //! Models of GGUF files under the names that Hugging Face gives their tensors, and back.
 //!
 //! A GGUF file of a known architecture is opened as the model that it was made of: names and shapes are those of the
-//! Hugging Face folder, rows that llama.cpp has in another order are in their own again, and what is only computed from
-//! the settings is left out. [`GgufImport`] puts the configuration beside them. [`GgufExport`] and [`AdapterExport`] go the other
+//! Hugging Face folder, rows that llama.cpp has in another order are in their own again, and tensors that are only computed from
+//! the settings are left out. [`GgufImport`] puts the configuration beside them. [`GgufExport`] and [`AdapterExport`] go the other
 //! way.
 //!
 //! | module | holds |

@@ -35,7 +35,7 @@ impl Parsed<'_> {
     }
 }
 
-/// A pattern with the number of a block in the place of `{n}`.
+/// A pattern with the number of a block in place of `{n}`.
 pub(crate) fn filled(pattern: &str, block: Option<usize>) -> String {
     match block {
         Some(block) => pattern.replace("{n}", &block.to_string()),
@@ -43,12 +43,12 @@ pub(crate) fn filled(pattern: &str, block: Option<usize>) -> String {
     }
 }
 
-/// What a name of GGUF stands for.
+/// The meaning of a name of GGUF.
 pub(super) fn of_gguf<'n>(architecture: &Architecture, name: &'n str) -> Option<Parsed<'n>> {
     parse(architecture, name, |row| row.0)
 }
 
-/// What a name of Hugging Face stands for.
+/// The meaning of a name of Hugging Face.
 pub(super) fn of_hugging_face<'n>(
     architecture: &Architecture,
     name: &'n str,

@@ -13,7 +13,7 @@ const N_NAMED: usize = 3;
 /// The most tensors of a view: several times those of the largest mixtures.
 const MAX_TENSORS: usize = 1 << 18;
 
-/// What is done to the elements of a tensor.
+/// The change of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Change {
     None,
@@ -196,7 +196,7 @@ fn parts_of(
     }
 }
 
-/// What is done to a tensor.
+/// The change of a tensor.
 fn change_of(
     info: &SourceInfo,
     architecture: &Architecture,

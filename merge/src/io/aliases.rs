@@ -115,7 +115,7 @@ pub(super) fn at_one_place<P: Ord>(
     aliases
 }
 
-/// What sorts the names of one tensor.
+/// The key that sorts the names of one tensor.
 fn rank(name: &str) -> u8 {
     match name {
         _ if name == "shared.weight" || name.ends_with(".shared.weight") => 0,

@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes.
+//! The kind of a file, by its first bytes.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// What the file looks like where another kind is wanted, as a clause.
+    /// The looks of a file where another kind is wanted, as a clause.
     pub(super) fn looks_like(self) -> String {
         let known = match self {
             Self::Safetensors => "is safetensors",
@@ -72,13 +72,13 @@ fn classify(seen: &[u8], claims_safetensors: bool) -> Content {
         _ if super::flax::begins(seen) => Content::Flax,
         _ if super::onnx::begins(seen) => Content::Onnx,
         _ if trimmed.starts_with(b"{") => Content::Json,
-        // The name decides only which reader explains what is wrong.
+        // The name decides only which reader explains the fault.
         _ if claims_safetensors => Content::Safetensors,
         _ => Content::Unknown(describe(seen)),
     }
 }
 
-/// Checks that a file is not what stands in the place of one that was not fetched: a git-lfs pointer, a web page,
+/// Checks that a file is not what stands in place of one that was not fetched: a git-lfs pointer, a web page,
 /// the refusal of a server. `seen` are its first bytes, or all of them.
 ///
 /// # Errors
@@ -93,7 +93,7 @@ pub fn require_fetched(path: &Path, seen: &[u8]) -> Result<()> {
     }
 }
 
-/// What stands in the place of a file that was not fetched, in words, whatever the file is called.
+/// The stand-in for a file that was not fetched, in words, whatever the file is called.
 #[must_use]
 pub fn is_no_file(seen: &[u8]) -> Option<&'static str> {
     let starts = |mark: &&[u8]| {

@@ -65,7 +65,7 @@ pub(super) fn open(
     Ok(Box::new(ranges))
 }
 
-/// What the next bytes begin.
+/// The kind of value that the next bytes begin.
 enum Item {
     Map(u64),
     List(u64),

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::{Error, Result, SplitFault};
 
-/// What the index of a split model is called.
+/// The name of the index of a split model.
 const INDEX_SUFFIX: &str = ".index.json";
 
 /// Extensions of single model files, the better first.
@@ -35,7 +35,7 @@ const MODEL_STEMS: [&str; 5] = [
     "open_clip_pytorch_model",
 ];
 
-/// What files are called that lie beside models and are none: the state of a trainer.
+/// Names of files that lie beside models and are none: the state of a trainer.
 const OTHER_STEMS: [&str; 9] = [
     "training_args",
     "optimizer",
@@ -76,7 +76,7 @@ pub(super) fn has_usual(names: &[String]) -> bool {
     names.iter().any(|name| LOOKED_FOR.contains(&name.as_str()))
 }
 
-/// Files of a folder that may be models, but for those that `is_known` says of, and for the state of a trainer.
+/// Files of a folder that may be models, except for those that `is_known` says of, and for the state of a trainer.
 pub(super) fn other_models(names: &[String], is_known: impl Fn(&str) -> bool) -> Vec<String> {
     let may_be = |name: &&String| is_index(name) || extension_rank(name).is_some();
     let others = names.iter().filter(may_be);

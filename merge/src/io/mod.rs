@@ -167,7 +167,7 @@ pub(crate) fn open_with(
     let (file, content) = look_at(path)?;
     let source = match content {
         Content::Json => sharded::open(path, file.as_ref(), options, |shard| {
-            // Only one level deep: an index in the place of a shard is refused.
+            // Only one level deep: an index in place of a shard is refused.
             let (file, content) = look_at(shard)?;
             open_single(shard, file, content, options, open_file)
         })?,

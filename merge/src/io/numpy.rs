@@ -155,7 +155,7 @@ fn array(path: &Path, file: &dyn ReadAt, name: &str, run: Run) -> Result<Array> 
     })
 }
 
-/// What an array's header says.
+/// The contents of an array's header.
 struct Header {
     dtype: DType,
     is_by_columns: bool,

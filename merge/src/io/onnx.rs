@@ -499,7 +499,7 @@ const fn dtype_of(data_type: u64) -> Option<DType> {
     })
 }
 
-/// What a type is called that is not read.
+/// The name of a type that is not read.
 fn name_of(data_type: u64) -> String {
     match data_type {
         0 => "undefined".into(),

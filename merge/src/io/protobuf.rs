@@ -13,7 +13,7 @@ pub(crate) enum Field<'b> {
     Narrow([u8; 4]),
 }
 
-/// The fields of a message, each with its number; `None` in the place of what is no field, after which nothing comes.
+/// The fields of a message, each with its number; `None` in place of bytes that are no field, after which nothing comes.
 pub(crate) struct Fields<'b> {
     rest: &'b [u8],
 }

@@ -16,19 +16,19 @@ pub(crate) trait ReadAt: Send + Sync {
     /// Fills `out` from byte `offset` on.
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// As [`ReadAt::read_exact_at`], by a caller who is going to read all of `whole`: what is far
+    /// As [`ReadAt::read_exact_at`], by a caller who is going to read all of `whole`: bytes that are far
     /// away may be fetched in larger pieces of it, but nothing beyond it need be.
     fn read_part(&self, out: &mut [u8], offset: u64, whole: Range<u64>) -> io::Result<()> {
         debug_assert!(whole.start <= offset && offset + out.len() as u64 <= whole.end);
         self.read_exact_at(out, offset)
     }
 
-    /// What a server calls this version of the file.
+    /// The server's name for this version of the file.
     fn etag(&self) -> Option<String> {
         None
     }
 
-    /// What tells whether a file of this machine is still the one that was opened.
+    /// The facts that tell whether a file of this machine is still the one that was opened.
     fn stamp(&self) -> Option<Stamp> {
         None
     }

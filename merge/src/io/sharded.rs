@@ -17,7 +17,7 @@ use crate::{Error, Result, SplitFault};
 /// The longest index that is read: a hundred times that of the largest published models.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 
-/// What an index says.
+/// The contents of an index.
 #[derive(Deserialize)]
 struct Index {
     #[serde(default)]
@@ -199,7 +199,7 @@ impl ShardedModel {
             tensors.extend_from_slice(source.tensors());
             places.extend((0..source.tensors().len()).map(|index| (shard, index)));
         }
-        // What all shards say of themselves holds for the whole.
+        // A fact that all shards state holds for the whole.
         if let Some((first, others)) = shards.split_first() {
             for (key, value) in &first.info().metadata {
                 if others

@@ -154,10 +154,10 @@ pub struct SourceFile {
     pub path: PathBuf,
     /// Its size.
     pub n_bytes: u64,
-    /// What the server calls this version of a remote file.
+    /// The server's name for this version of a remote file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
-    /// What tells whether a file of this machine is still the one that was opened.
+    /// The facts that tell whether a file of this machine is still the one that was opened.
     #[serde(skip)]
     pub stamp: Option<Stamp>,
 }
@@ -275,7 +275,7 @@ pub struct OpaqueObject {
     pub callable: String,
 }
 
-/// What is known of a source from its headers alone.
+/// Facts about a source from its headers alone.
 #[derive(Clone, Debug, Serialize)]
 pub struct SourceInfo {
     /// The file that was opened: the index of a split model; in a folder, the model found there.
@@ -302,7 +302,7 @@ pub struct SourceInfo {
 /// Implementations check every offset against the file when they are opened, so that a later read
 /// can fail only if the file changes or its data are damaged.
 pub trait TensorSource: Send + Sync {
-    /// What the headers say.
+    /// The facts in the headers.
     fn info(&self) -> &SourceInfo;
 
     /// Every tensor of the file, whatever its root, in file order.
@@ -315,7 +315,7 @@ pub trait TensorSource: Send + Sync {
         Aliases::new()
     }
 
-    /// What tensor `index` is kept in, which is narrower than what is read where it is computed.
+    /// The type in which tensor `index` is stored, narrower than the type it is read as where it is computed.
     fn stored_dtype(&self, index: usize) -> DType {
         self.tensors()[index].info.dtype
     }
@@ -404,14 +404,14 @@ impl Checkpoint {
         self
     }
 
-    /// What users should know of how it was found, e.g. which other models of its folder were passed
+    /// Notes for users on how it was found, e.g. which other models of its folder were passed
     /// over.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// What the headers say.
+    /// The facts in the headers.
     #[must_use]
     pub fn info(&self) -> &SourceInfo {
         self.source.info()
@@ -460,7 +460,7 @@ impl Checkpoint {
         Some(&self.source.tensors()[index].info)
     }
 
-    /// What a tensor of the chosen root is kept in: its dtype, unless it is computed.
+    /// The type in which a tensor of the chosen root is stored: its dtype, unless it is computed.
     #[must_use]
     pub fn stored_dtype(&self, name: &str) -> Option<DType> {
         let index = self.index(name)?;

@@ -71,7 +71,7 @@ pub struct Stack {
 }
 
 /// Sizes of a model, read off its tensors (and its stored configuration where there is one).
-/// Symbols are those of the papers; what cannot be known is `None`.
+/// Symbols are those of the papers; a size that cannot be known is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dimensions {
     /// The stacks of blocks, in the order of [`super::BlockId::stack`].

@@ -7,7 +7,7 @@ use crate::{Checkpoint, Role};
 use super::Layout;
 
 /// The names under which the inputs of a checkpoint's linear layers are recorded, by
-/// [`Layout::gram_key`]: those of layers that experts own, and those of shared layers; and the names of what is
+/// [`Layout::gram_key`]: those of layers that experts own, and those of shared layers; and the names of inputs that are
 /// recorded of routers, by [`Layout::routing_key`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GramNames {

@@ -97,7 +97,7 @@ pub trait Layout: Send + Sync {
 
     /// The name of the gram matrix of the inputs of `slot`, for one expert's copy or for the one that all
     /// share: passes record it, gram files keep it and merges look for it under this name alone. `None`
-    /// for what is no linear weight, and for linear weights whose inputs the family does not record.
+    /// for other tensors than linear weights, and for linear weights whose inputs the family does not record.
     fn gram_key(&self, slot: &Slot, expert: Option<Expert>) -> Option<String>;
 
     /// The name under which passes record how a router, whose weight `slot` is, sends tokens to its experts

@@ -43,7 +43,7 @@ pub trait LinearAlgebra: Send + Sync {
     ) -> Result<Array2<f64>, NotPositiveDefinite>;
 }
 
-/// The first row whose pivot vanished but for rounding: what earlier rows leave unexplained of its
+/// The first row whose pivot vanished except for rounding: what earlier rows leave unexplained of its
 /// diagonal is below `n ε` of it, so the solution would be noise. `factor` is the diagonal of the
 /// Cholesky factor, `diagonal` that of the matrix.
 fn weakest_pivot(factor: &[f64], diagonal: &[f64]) -> Option<usize> {

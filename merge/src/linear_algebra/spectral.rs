@@ -19,7 +19,7 @@ const SHARED_TOLERANCE: f64 = 1e-6;
 /// Matrices whose shorter side is no longer are always decomposed as they are.
 const SMALL: usize = 64;
 
-/// Singular values from this share of the largest on are found from their squares to eight digits, for these have twice
+/// Singular values from this share of the largest on are found from their squares to eight digits, because these have twice
 /// the range of the values and 16 digits.
 const WELL_CONDITIONED: f64 = 1e-4;
 

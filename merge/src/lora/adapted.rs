@@ -296,7 +296,7 @@ impl TensorSource for Adapted {
         &self.tensors
     }
 
-    /// Those of the base, but for heads that the adapter gives weights of their own.
+    /// Those of the base, except for heads that the adapter gives weights of their own.
     fn aliases(&self) -> Aliases {
         let mut aliases = self.base.aliases().clone();
         for entry in &self.tensors {

@@ -50,7 +50,7 @@ struct Factors {
 struct Module {
     /// The names of its factors.
     names: (String, String),
-    /// Sizes of `A` and `B` but for the rank.
+    /// Sizes of `A` and `B` except for the rank.
     inner: Vec<usize>,
     outer: Vec<usize>,
     parts: Vec<Factors>,

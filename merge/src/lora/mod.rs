@@ -47,7 +47,7 @@ const WEIGHTS: [&str; 4] = [
 pub(crate) type Renames = Vec<(Regex, String)>;
 
 /// The checkpoint with adapters merged into it, one after the other, each with its weight: of a weight `w`
-/// the result is as far as `w` from what was there to what the adapter makes of it. Changed tensors are `f64` where
+/// the result is as far as `w` from the old value to the adapter's. Changed tensors are `f64` where
 /// `keeps_rank`.
 ///
 /// # Errors

@@ -19,6 +19,10 @@ use crate::methods::{Real, Survey};
 /// interquartile ranges are taken over, all others are the base's.
 ///
 /// The quartiles are exact; mergekit draws a sample of tensors above a million elements.
+/// ## Why
+/// Most differences between two models matter little. The divergence of their lines finds those that matter.
+/// ## Cost
+/// Several passes over each tensor, because the quartiles are exact; in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

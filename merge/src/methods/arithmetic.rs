@@ -7,8 +7,12 @@ use crate::methods::{
 use crate::recipe::Parameters;
 
 /// ## What it does
-/// Adds what each expert learned to the seed: `W = W⁰ + λ Σₑ (Wₑ − W⁰)`, where W⁰ is the seed that
+/// Adds the task vector of each expert to the seed: `W = W⁰ + λ Σₑ (Wₑ − W⁰)`, where W⁰ is the seed that
 /// all experts were started from. A lone expert is kept as it is, as in the published program.
+/// ## Why
+/// Each expert keeps the direction in which it went from the seed, and `lambda` says how far the seed follows.
+/// ## Cost
+/// One pass over each tensor, in bounded memory. The seed is one more input.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -15,6 +15,10 @@ use crate::{Error, Result};
 /// * `entropy`: the exponential of the entropy of `e / Σ e`, rounded up;
 /// * `energy`: the first number whose eigenvalues add up to the share `energy` of all;
 /// * `gavish_donoho`: those of `y` above the optimal hard threshold for the median of `y`.
+/// ## Why
+/// Matrices differ in how many of their eigenvalues are more than noise.
+/// ## Cost
+/// An eigenvalue decomposition for each matrix, of its columns by its columns, in f64.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

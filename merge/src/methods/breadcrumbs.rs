@@ -11,6 +11,10 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 ///
 /// Of N elements `⌊density·N⌋` stay: those below the `⌊gamma·N⌋` largest, or fewer of the largest go
 /// where not enough would be left.
+/// ## Why
+/// The largest elements disturb other tasks most, and the smallest are noise.
+/// ## Cost
+/// A pass that finds the cuts and one that writes, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

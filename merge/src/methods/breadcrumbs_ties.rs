@@ -12,6 +12,10 @@ use crate::methods::{Breadcrumbs, GroupShape};
 ///
 /// The sign of an element is elected by the sum of the weighted task vectors (zero counts as plus);
 /// those that have the other sign, or are zero, take no part there.
+/// ## Why
+/// As `breadcrumbs`, and signs are elected where task vectors still meet.
+/// ## Cost
+/// A pass that finds the cuts and one that writes, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

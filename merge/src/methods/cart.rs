@@ -12,6 +12,10 @@ use crate::methods::parameters::{FINITE, Fallback, Kind, ParameterSpec};
 /// Adds the distinctive part of each model at a low rank to the mean of all: with `A` the mean of the task vectors
 /// `Dᵢ` and `Rᵢ` the first k singular values and vectors of `Dᵢ − A`, `W = b + A + λ Σ wᵢ Rᵢ`. Tensors that are no
 /// matrices take the mean.
+/// ## Why
+/// Around the mean of the models each one differs along few directions; around the base the directions overlap.
+/// ## Cost
+/// A singular value decomposition of each model's matrix, in f64.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

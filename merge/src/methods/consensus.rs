@@ -11,6 +11,10 @@ use crate::{MergeFault, Result};
 /// Keeps those elements of the summed task vector that matter to several models (Consensus task arithmetic). With `τ
 /// = Σ Dᵢ`, an element matters to model i where `|Dᵢ| > tall_lambda |τ − Dᵢ|`. `W = b + λ τ` where it matters to at
 /// least `min_models` models, and the base elsewhere.
+/// ## Why
+/// An element that helps one task alone disturbs the others.
+/// ## Cost
+/// One pass over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

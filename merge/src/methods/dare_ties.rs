@@ -13,6 +13,11 @@ use crate::methods::{DareLinear, GroupShape};
 ///
 /// Masks are drawn by seed, tensor, model and element (recipe keys `seed` and `rng`), so that they do
 /// not depend on what else is merged; `rng: mergekit` gives mergekit's masks bit for bit.
+/// ## Why
+/// As `dare_linear`, and signs are elected where task vectors still meet.
+/// ## Cost
+/// Up to two passes over each tensor: one draws the masks and sums up the remaining elements, one writes. A mask takes
+/// one bit an element.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -16,6 +16,10 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 ///
 /// The sign of an element is elected by the sum of the weighted task vectors (zero counts as plus);
 /// those that have the other sign, or are zero, take no part there.
+/// ## Why
+/// Large elements matter more, so they stay more often than small ones.
+/// ## Cost
+/// Two passes over each tensor: ranks within a row must be known before an element is drawn.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -12,6 +12,10 @@ use crate::methods::{Della, GroupShape};
 /// In a row of C elements the one of rank k (0 the smallest) stays with probability
 /// `density − epsilon + 2 epsilon k/(C − 1)`. A vector is one row; otherwise rows lie along the second
 /// axis.
+/// ## Why
+/// As `della`, without an elected sign: all remaining elements are added.
+/// ## Cost
+/// Two passes over each tensor: ranks within a row must be known before an element is drawn.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -10,12 +10,17 @@ use crate::methods::{
 /// Averages each element by how sure each model is of it: `W = Σ wᵢ (Fᵢ + floor) xᵢ / Σ wᵢ (Fᵢ + floor)`,
 /// where `Fᵢ` is the diagonal of model i's Fisher information, the mean square of the gradient. `vlmerge fisher` sums it.
 /// For the experts of one checkpoint, one file over the checkpoint holds the information of each expert.
+/// ## Why
+/// A model should decide an element if its own loss depends on it.
+/// ## Cost
+/// A file of each model's size from `vlmerge fisher`, which computes gradients over data; then one pass over each
+/// tensor.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
 /// | `fisher` | required, per model | file | tensors of the model's names and shapes that hold the diagonal |
 /// | `weight` | 1, per model | any number | weight of the model |
-/// | `floor` | 10⁻⁶ | `≥ 0` | added to the information, so that what no model is sure of is the plain mean |
+/// | `floor` | 10⁻⁶ | `≥ 0` | added to the information, so that elements of which no model is sure are the plain mean |
 /// ## References
 /// Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging",
 /// <https://arxiv.org/abs/2111.09832>.

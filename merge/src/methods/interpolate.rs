@@ -12,6 +12,10 @@ use crate::{Error, Expert, Result};
 /// With `ratio` r, vision and language get r and 1 − r. Where a vision-language expert takes part
 /// as well, the three get ⅔·r, ⅔·(1 − r) and ⅓, as in the published program. A lone expert is kept
 /// as it is. Any other set of experts needs `weights`.
+/// ## Why
+/// One number says how much each modality counts, and the merge needs no data.
+/// ## Cost
+/// One pass over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

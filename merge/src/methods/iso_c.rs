@@ -16,6 +16,11 @@ use crate::methods::thinning::consensus::LAMBDA;
 ///
 /// Singular values up to `rank_tolerance` of the largest count as none, and directions without a singular value stay
 /// empty.
+/// ## Why
+/// A sum of task vectors has a few strong directions, which drown those of single tasks. Equal singular values give
+/// all of them a say.
+/// ## Cost
+/// A singular value decomposition of each matrix, in f64. A single large matrix does not use all cores.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

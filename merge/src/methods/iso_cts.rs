@@ -21,6 +21,11 @@ use crate::methods::tsv_m::joined;
 /// The number of directions of the models is rounded to a multiple of the number of models, to even at half, and down
 /// where it would exceed r. Singular values up to `rank_tolerance` of the largest count as none, and directions
 /// without a singular value stay empty.
+/// ## Why
+/// A space that all models share has no room for directions of one task, so each model gets its own.
+/// ## Cost
+/// Singular value decompositions of the sum and of each task vector, in f64. A single large matrix does not use all
+/// cores.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -12,11 +12,15 @@ use crate::methods::{
 /// Finds the Karcher mean of the inputs' directions, the point of the sphere with the least sum of squared
 /// arcs to all of them, by steps along the mean tangent; multiplies it by the mean of the norms. All elements
 /// of a tensor are one vector; inputs no longer than `tol` have no direction, but count in the mean norm.
+/// ## Why
+/// The mean by arcs counts all models alike, in whatever order they come.
+/// ## Cost
+/// Two passes over each tensor, in bounded memory: the steps are taken on inner products of the inputs.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
 /// | `max_iter` | 10 | whole, `≥ 1` | most steps |
-/// | `tol` | 10⁻⁵ | `≥ 0` | what counts as no length and no step |
+/// | `tol` | 10⁻⁵ | `≥ 0` | lengths and steps up to here count as none |
 /// ## References
 /// Karcher 1977, "Riemannian center of mass and mollifier smoothing",
 /// <https://doi.org/10.1002/cpa.3160300502>; mergekit 0.1.5.

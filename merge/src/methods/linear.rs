@@ -7,6 +7,10 @@ use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 
 /// ## What it does
 /// Averages by weight: `W = Σ wᵢ xᵢ / Σ wᵢ`, without the division if `normalize` is off.
+/// ## Why
+/// Fine-tuned copies of one model often lie in one region of low loss, and so does their mean.
+/// ## Cost
+/// One pass over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

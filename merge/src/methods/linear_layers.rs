@@ -1,4 +1,4 @@
-//! What methods share that merge linear layers by their gram matrices.
+//! The common part of methods that merge linear layers by their gram matrices.
 
 use std::sync::Arc;
 

@@ -13,8 +13,8 @@ use crate::recipe::{Parameter, Parameters};
 use crate::{Error, Result};
 
 /// ## What it does
-/// Scales what another method adds to the base by depth: small changes for early blocks, which hold what all tasks
-/// share, larger ones for late blocks (LiNeS). With `τ` what `method` adds, block l of L gets `W = b + (α + β l / (L
+/// Scales the change of another method by depth: small changes for early blocks, which all tasks
+/// share, larger ones for late blocks (LiNeS). With `τ` the change by `method`, block l of L gets `W = b + (α + β l / (L
 /// − 1)) τ`, and tensors outside the blocks `b + α τ`. With `alpha: auto`, `α = |Σ Dᵢ|₁ / (T |τ|₁)` for T models,
 /// over all merged tensors, so that a method that adds more gets less. That takes a merge to measure and another to
 /// write.
@@ -22,12 +22,16 @@ use crate::{Error, Result};
 /// All other parameters are those of `method`, which is any method that needs a base. L counts the blocks of the
 /// merged model by their names; towers with blocks of their own are counted apart. A model of one block gets `α + β`
 /// there.
+/// ## Why
+/// Early blocks serve all tasks, and a change there harms all of them.
+/// ## Cost
+/// The cost of `method`; with `alpha: auto` twice, because the merge is measured first.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
-/// | `method` | required | a method that needs a base | what makes `τ`, such as `task_arithmetic` or `ties` |
+/// | `method` | required | a method that needs a base | the method behind `τ`, such as `task_arithmetic` or `ties` |
 /// | `alpha` | `auto` | `auto` or a number | the factor of the first block |
-/// | `beta` | required | a number | what the last block gets beyond it; the paper tunes it up to 1, and takes `1 − alpha` for a single model |
+/// | `beta` | required | a number | the addition for the last block; the paper tunes it up to 1, and takes `1 − alpha` for a single model |
 /// ## References
 /// Wang et al. 2025, "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
 /// <https://arxiv.org/abs/2410.17146>.

@@ -19,6 +19,10 @@ use crate::{Error, Result, Slot};
 /// linear weights whose inputs the family does not record.
 ///
 /// To begin at the result of another method, make that a document of the recipe and name it as `base_model`.
+/// ## Why
+/// `regmean` needs matrices that are far from singular. A few steps from a good start need none.
+/// ## Cost
+/// Gram matrices of each model, and up to `iterations` products of a weight with a matrix of its inputs, in f64.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -124,7 +128,7 @@ impl MergeMethod for Mats {
     }
 }
 
-/// What a plan has made sure of before it asks for an operation, unless the recipe says `as_published`, which leaves
+/// The checks of a plan before it asks for an operation, unless the recipe says `as_published`, which leaves
 /// members out.
 const NO_GRAM: Error = Error::MethodNeeds {
     method: "mats",

@@ -1,5 +1,5 @@
-//! Merge methods: tensors in, a tensor out. One file each, and one row of [`METHODS`]. What several of
-//! them share is in `kernels` (arithmetic of chunks), `ranking` (which value has a given rank),
+//! Merge methods: tensors in, a tensor out. One file each, and one row of [`METHODS`]. The steps that several of
+//! them share are in `kernels` (arithmetic of chunks), `ranking` (which value has a given rank),
 //! `thinning` (which elements of a task vector stay), `matrices` (task vectors that are decomposed), `overall` (all
 //! tensors of a model as one vector) and `masks` (which elements are of which task).
 //!

@@ -14,6 +14,11 @@ use crate::methods::{Passes, Real, Survey};
 /// Goes from the base towards the mean of the models as far as the angles between them say: with `c` the
 /// mean cosine between their differences from the base, `t = n c / (1 + (n − 1) c)` and
 /// `W = t mean(xᵢ) + (1 − t) b`. All elements of a tensor are one vector, or each line along the last axis.
+/// ## Why
+/// Fine-tuned models scatter around a center that none of them reaches. The angle between them tells how far the
+/// center is, without data.
+/// ## Cost
+/// Two passes over each tensor; with `filter_wise` one.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

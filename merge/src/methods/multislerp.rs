@@ -16,12 +16,16 @@ use crate::{MergeFault, Result};
 /// `Σ wᵢ |vᵢ|`. With a base the vectors are differences from it. All elements of a tensor are one vector.
 ///
 /// Inputs that are all zero give the weighted mean, where mergekit stops.
+/// ## Why
+/// It mixes more than two directions without shortening them.
+/// ## Cost
+/// Two passes over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
 /// | `weight` | required, per model | any number | weight of the model |
 /// | `normalize_weights` | true | yes, no | divide the weights by their sum |
-/// | `eps` | 10⁻⁸ | `≥ 0` | what counts as no length |
+/// | `eps` | 10⁻⁸ | `≥ 0` | lengths up to here count as none |
 /// ## References
 /// mergekit 0.1.5.
 /// # Errors

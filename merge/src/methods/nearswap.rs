@@ -11,6 +11,10 @@ use crate::methods::{
 /// Takes over the other model's values where they are near the base's: with
 /// `w = clamp(t / max(|a − b|, 10⁻⁶), 0, 1)`, `W = w b + (1 − w) a`. Differences below `t` are taken whole,
 /// larger ones move by `t`.
+/// ## Why
+/// Small differences pass for refinements, large ones for other knowledge, which the base keeps.
+/// ## Cost
+/// One pass over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

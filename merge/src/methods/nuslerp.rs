@@ -17,6 +17,10 @@ use crate::methods::{Passes, Real, Survey};
 /// differences from it, which are then added to it: with `t = w₂ / (w₁ + w₂)`, `c` the cosine of the angle
 /// and `h = acos c`, `[sin((1 − t) h) v₁ + sin(t h) v₂] / sin h`; the straight line where `1 − c² ≤ 10⁻¹⁶`.
 /// A vector is the whole tensor, or each line along one axis.
+/// ## Why
+/// As `slerp`, for two weights instead of one, and for differences from a base.
+/// ## Cost
+/// Two passes over each tensor; with lines along the last axis one.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -15,6 +15,10 @@ use crate::methods::thinning::consensus::LAMBDA;
 /// gradient descent with momentum lessens `Σ |(M − Kᵢ) Vᵢᵀ Sᵢ|² / |Dᵢ|²`, and `W = b + λ M`. Task vectors that are
 /// zero take no part in the steps. Tensors that are no matrices take the mean of the task vectors times λ. The steps
 /// are as published and end before they converge.
+/// ## Why
+/// As `wudi`, with the noise of small singular values cut off.
+/// ## Cost
+/// A singular value decomposition of each task vector, and matrix products in each of the `iterations` steps, in f64.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

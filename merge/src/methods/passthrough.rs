@@ -7,6 +7,10 @@ use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 
 /// ## What it does
 /// Takes the one input as it is, or times `scale`. With `slices` it stacks layers of several models.
+/// ## Why
+/// A recipe may need the tensors of one model unchanged, or layers of several on top of each other.
+/// ## Cost
+/// The bytes are copied; with `scale` one pass.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -13,6 +13,10 @@ use crate::methods::{GroupShape, Groups};
 /// element has the weight `bᵢ = exp(T norm(Aᵢ)²) tanh(Dᵢ Σⱼ sign(Dⱼ) norm(Aⱼ))`; `gᵢ` is 0 below the share `1 −
 /// ratio` of all `bᵢ`, and stretches from 0 to 1 above. `W = b + λ Σ wᵢ sign(Dᵢ) Aᵢ gᵢ / Σ gᵢ`, and the base where no
 /// model's element is left.
+/// ## Why
+/// Elements compete: within a model by size, between models by agreement. Most can go.
+/// ## Cost
+/// All inputs are read four times or more before the pass that writes, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -8,6 +8,10 @@ use crate::methods::{Base, GroupShape, MergeMethod, Needs, Operation};
 /// ## What it does
 /// Averages where models changed the same element, adds where one alone did: an input is active where
 /// `|xᵢ − b| > epsilon`; the active differences of an element are summed and divided by their number.
+/// ## Why
+/// An average halves a change that one model alone made.
+/// ## Cost
+/// One pass over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

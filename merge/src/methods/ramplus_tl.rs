@@ -8,8 +8,12 @@ use crate::methods::{
 };
 
 /// ## What it does
-/// As `ram`, but what one model alone changed is amplified by `1 + r · clamp(ρ, 0, alpha)`, where ρ is, for
+/// As `ram`, but elements that one model alone changed are amplified by `1 + r · clamp(ρ, 0, alpha)`, where ρ is, for
 /// this model and tensor, the number of elements it shares with others over the number it has alone.
+/// ## Why
+/// A model that shares many elements with others loses most by the average, so its own elements are amplified.
+/// ## Cost
+/// Two passes over each tensor: shared and lone elements are counted first.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

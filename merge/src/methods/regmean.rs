@@ -24,6 +24,11 @@ use crate::{Error, Result, Slot};
 /// `Gᵢ = DᵢᵀDᵢ`, and `W = b + (Σ wᵢ Dᵢ Gᵢ) (Σ wᵢ Gᵢ)⁺`, the solution of least norm (ACTMat). Other tensors take the mean by
 /// weights. It is `wudi` with each task vector counted by its squared size. For the experts of one checkpoint the recipe
 /// says `experts`, `for` or `layout`.
+/// ## Why
+/// A mean of weights ignores which inputs a layer sees. The least squares keep the outputs on these inputs.
+/// ## Cost
+/// Gram matrices, which `vlmerge gram` sums over data; for each layer one factorization of a matrix of its inputs,
+/// in f64, with whole matrices in memory. `grams: task_vectors` needs no file.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

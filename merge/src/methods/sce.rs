@@ -18,6 +18,11 @@ use crate::methods::{Passes, Real, Survey};
 /// the minority's signs: of the task vectors `dᵢ = xᵢ − b` only the `select_topk` share of elements of largest
 /// variance over the models is kept (of those with any); an element's sign is elected by the sum; model i
 /// weighs by the mean of its `dᵢ²`; `W = b + Σ' qᵢ dᵢ / Σ' qᵢ` over the models that have the elected sign.
+/// ## Why
+/// Elements in which the models agree carry nothing of a single task. Variance finds the others, and squares say
+/// how much each model changed.
+/// ## Cost
+/// Several passes over each tensor: for the cut, for the weights, and one that writes.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -10,6 +10,10 @@ use crate::methods::{ElementKernel, GroupShape, MergeMethod, Needs, Operation, P
 /// their angle and `h = acos c`, `W = [sin((1 − t) h) a + sin(t h) b] / sin h`. Where `|c| > 0.9995`, as
 /// nearly always for fine-tunes of one model, it is the straight line `(1 − t) a + t b`. All elements of a
 /// tensor are one vector. Without a base the first of two inputs stands at t = 0.
+/// ## Why
+/// A straight line between two directions is shorter in its middle; the great circle keeps the length.
+/// ## Cost
+/// Two passes over each tensor: the angle must be known before the first element is mixed.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

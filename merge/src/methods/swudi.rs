@@ -11,6 +11,10 @@ use crate::methods::thinning::consensus::LAMBDA;
 /// others: with `C = V diag(e) Vᵀ` and `B` as for `wudi`, `T₀` the sum of the task vectors and `f = 1 − exp(−e t)`
 /// for the first K eigenvalues and 0 for the rest, `W = b + λ (T₀ − T₀ V diag(f) Vᵀ + B V diag(f / e) Vᵀ)`. K is
 /// `ratio` of the columns, rounded up. Tensors that are no matrices take the mean of the task vectors times λ.
+/// ## Why
+/// The small eigenvalues of `wudi` are noise, and their inverses are large.
+/// ## Cost
+/// An eigenvalue decomposition for each matrix, of its columns by its columns, in f64.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -11,6 +11,10 @@ use crate::methods::{Base, GroupShape, Groups, Masks, MergeMethod, Needs, Operat
 /// file is `b + τ`, `τ = Σ Dᵢ`; it is a model of no task by itself. `vlmerge merge --masks FILE` writes the masks,
 /// one bit an element and model: an element is of model i where `|Dᵢ| > tall_lambda |τ − Dᵢ|`. `vlmerge task` makes
 /// `b + mᵢ τ` of both files and the base.
+/// ## Why
+/// A sum of task vectors still holds each of them; only the mask of a task is lost.
+/// ## Cost
+/// One pass over each tensor; the masks take one bit an element and model.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

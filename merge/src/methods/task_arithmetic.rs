@@ -7,6 +7,10 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 /// ## What it does
 /// Adds the weighted task vectors to the base: `W = b + λ Σ wᵢ (xᵢ − b)`, with `normalize` divided by
 /// `Σ wᵢ`.
+/// ## Why
+/// A task vector holds the result of fine-tuning. The sum of several gives one model several abilities.
+/// ## Cost
+/// One pass over each tensor, in bounded memory.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

@@ -15,6 +15,12 @@ use crate::methods::ties_of_model::{TRIM, TiesOfModel};
 /// those that have the other sign, or are zero, take no part there.
 /// At least one element of a tensor stays unless `density` is 0; of equal magnitudes at the cut the
 /// first stay.
+/// ## Why
+/// Small elements are mostly noise, and task vectors of opposite signs cancel in a sum. Trimming and electing a
+/// sign keep the rest apart.
+/// ## Cost
+/// A pass that finds the cut and one that writes, in bounded memory. `trim: model` reads all inputs four times or
+/// more before it writes.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|

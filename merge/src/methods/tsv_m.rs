@@ -20,6 +20,11 @@ use crate::methods::thinning::consensus::LAMBDA;
 /// below 1e-6 of the largest empty. A task vector of zeros or of low rank, or two equal ones, would otherwise add
 /// arbitrary directions of full size. A matrix with fewer rows or columns than there are models keeps the base,
 /// unless `min_rank` says otherwise.
+/// ## Why
+/// Task vectors are of low rank, and they disturb each other where their singular vectors overlap.
+/// ## Cost
+/// A singular value decomposition of each task vector of each matrix, in f64. A single large matrix does not use
+/// all cores.
 /// ## Parameters
 /// | name | default | range | meaning |
 /// |---|---|---|---|
@@ -29,7 +34,7 @@ use crate::methods::thinning::consensus::LAMBDA;
 /// | `rank_tolerance` | 1e-10 | `[0, 1]` | singular values up to this share of the largest count as none; raise it for adapters that were merged into rounded weights |
 /// | `matrix` | `auto` | `auto`, yes, no | which tensors are matrices; `auto`: linear weights that are no embedding, head or table of positions; yes: all with two axes |
 /// | `conv` | `vector` | `vector`, `flatten` | `flatten` makes weights of convolutions matrices of their outputs by all else |
-/// | `vectors` | `mean` | `mean`, `base` | what tensors that are no matrices become |
+/// | `vectors` | `mean` | `mean`, `base` | the value of tensors that are no matrices |
 /// ## References
 /// Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging",
 /// <https://arxiv.org/abs/2412.00081>.

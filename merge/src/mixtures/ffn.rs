@@ -24,7 +24,7 @@ impl Ffn {
         self.n_units == other.n_units && own.eq(other.strands.iter().map(sizes))
     }
 
-    /// Whether it has more hidden units than any published network of its width: what is computed of pairs of them is
+    /// Whether it has more hidden units than any published network of its width: numbers computed of pairs of them are
     /// to stay in proportion to the file.
     pub(crate) fn is_out_of_proportion(&self) -> bool {
         let width = self

@@ -282,7 +282,7 @@ fn similarity(
             *sum += one[row] * other[column];
         }
     }
-    // The layer out of the units: `(units, outputs and what is per unit)`.
+    // The layer out of the units: `(units, outputs and numbers per unit)`.
     let (next, after) = (&own[index + 1].weight, orders.get(index + 1));
     let per_unit = next.ncols() / n;
     let spread = |weight: &Array2<f64>, order: Option<&Vec<u32>>| {

@@ -31,7 +31,7 @@ const RUN_ELEMENTS: usize = 1024;
 const N_RUNS: usize = 4;
 
 /// Cosines between the experts of two checkpoints, `(experts of one, experts of the other)`, and how many elements
-/// of an expert they are of. The cosine of each tensor by itself, so that no scale matters, in the mean over the
+/// of an expert they are of. The cosine of each tensor by itself, so that no scale matters, on average over the
 /// tensors by their sizes; a tensor of zeros has cosine 0 with any.
 pub(super) fn cosines(
     one: Experts<'_>,

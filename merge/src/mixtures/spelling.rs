@@ -264,7 +264,7 @@ fn renamed(
     }
     for (key, info) in source.tensors() {
         let name = match moved.get(key).map(String::as_str) {
-            // It is part of what was made.
+            // It is part of the made name.
             Some("") => continue,
             Some(name) => name,
             None => key,

@@ -22,7 +22,7 @@ struct Found<'a> {
 /// Tensors that may be a router's, by the name of the mixture.
 type Routers<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a TensorInfo)>>;
 
-/// The most experts of a mixture: those of Switch-C. What is computed of pairs of them stays small.
+/// The most experts of a mixture: those of Switch-C. The numbers computed of pairs of them stay small.
 pub(crate) const MAX_EXPERTS: usize = 2048;
 
 /// The longest name that is looked at.

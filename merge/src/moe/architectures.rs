@@ -22,13 +22,13 @@ pub struct Architecture {
     n_shared: std::ops::RangeInclusive<usize>,
     /// Whether the shared expert has a gate.
     gates_shared: bool,
-    /// What experts are in.
+    /// The module that experts are in.
     experts: &'static str,
-    /// What the three weights of an expert are called.
+    /// The names of the three weights of an expert.
     parts: [&'static str; 3],
     /// The router.
     pub(super) router: &'static str,
-    /// What a shared expert is called.
+    /// The name of a shared expert.
     pub(super) shared: Option<&'static str>,
     /// The gate of the shared expert.
     pub(super) shared_gate: Option<&'static str>,
@@ -56,7 +56,7 @@ enum Setting {
     Units,
 }
 
-/// What becomes of a tensor of the base.
+/// The fate of a tensor of the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// It stays.
@@ -273,7 +273,7 @@ impl Architecture {
         )
     }
 
-    /// What becomes of a tensor of the base.
+    /// The fate of a tensor of the base.
     pub(super) fn place(&self, key: &str) -> Place {
         if [
             "model.embed_tokens.weight",
@@ -324,7 +324,7 @@ impl Architecture {
     /// Makes the configuration of the base that of the mixture, as mergekit does.
     ///
     /// # Errors
-    /// A clause on what cannot be said.
+    /// A clause on the fact that the configuration cannot hold.
     pub(super) fn configure(&self, config: &mut Value, recipe: &MoeRecipe) -> Result<Said, String> {
         let own = config.as_object_mut().ok_or("it is no object")?;
         if own.contains_key("auto_map") {

@@ -1,7 +1,7 @@
 //! Mixtures made of dense models: their feed-forward networks become experts, the rest is that of the base.
 //!
-//! [`MoeRecipe`] is a recipe of `mergekit-moe` as written, [`Mixing`] makes it a [`MergePlan`]. What an architecture calls
-//! its tensors and how its configuration says the experts is a row of [`ARCHITECTURES`].
+//! [`MoeRecipe`] is a recipe of `mergekit-moe` as written, [`Mixing`] makes it a [`MergePlan`]. A row of [`ARCHITECTURES`] holds
+//! the names that an architecture gives to its tensors, and the settings of experts in its configuration.
 //!
 //! Reference: mergekit 0.1.5, `mergekit-moe`; its experts come in the spelling that models of the hub have.
 
@@ -295,7 +295,7 @@ impl Mixing<'_> {
     }
 }
 
-/// What all tensors of an output share.
+/// The data that all tensors of an output share.
 struct Made {
     dtype: OutputDType,
     seed: u64,

@@ -50,14 +50,14 @@ pub struct MoeRecipe {
 pub struct MoeExpert {
     /// The model.
     pub source_model: ModelName,
-    /// What should go to the expert.
+    /// Prompts that should go to the expert.
     #[serde(
         default,
         deserialize_with = "list_or_none",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub positive_prompts: Vec<String>,
-    /// What should not.
+    /// Prompts that should not.
     #[serde(
         default,
         deserialize_with = "list_or_none",

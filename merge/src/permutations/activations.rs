@@ -13,7 +13,7 @@ use crate::{ActivationFault, Result};
 /// A number whose deviation over the rows is not above this share of its size does not change: `f32` tells no more.
 const LEAST_DEVIATION: f64 = f32::EPSILON as f64;
 
-/// What is known of the inputs of a model's layers, file by file.
+/// The statistics of the inputs of a model's layers, file by file.
 pub(crate) struct Activations {
     stores: Vec<Arc<ActivationStore>>,
 }

@@ -271,7 +271,7 @@ impl Network {
     }
 }
 
-/// What tables go by.
+/// The keys of tables.
 struct Slot {
     /// The name.
     name: String,

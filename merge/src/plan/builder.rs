@@ -357,7 +357,7 @@ impl Operands {
     /// The action of an operation of `method` on them. The base is looked for only where it is read.
     ///
     /// # Errors
-    /// [`Error::MethodNeeds`] for an operation on a base that there is none of; what `base` returns.
+    /// [`Error::MethodNeeds`] for an operation without its base; the errors of `base`.
     pub(super) fn action(
         self,
         operation: Operation,

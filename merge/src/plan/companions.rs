@@ -171,7 +171,7 @@ impl MergePlan {
     /// of most bytes.
     ///
     /// # Errors
-    /// What `files` returns.
+    /// The errors of `files`.
     pub(crate) fn with_made_files(
         mut self,
         source: &Checkpoint,
@@ -256,7 +256,7 @@ pub(super) fn changes(
         let before = alignment.n_rows_before.get(donor?).copied().flatten()?;
         Some((before, alignment.n_rows))
     });
-    // What adapters added comes before what an alignment did.
+    // The notes of adapters come before those of an alignment.
     let added = donor_ref.map_or(Ok(None), |donor| opener.added_tokens(&donor))?;
     let vocabulary = match (added, vocabulary) {
         (Some((before, _)), Some((_, after))) => Some((before, after)),

@@ -193,11 +193,11 @@ fn are_same(
     }
 }
 
-/// What is known of the files of a whole plan when they have been read.
+/// The facts about the files of a whole plan when they have been read.
 pub(super) struct Known<'a> {
     /// The files.
     pub files: &'a [SourceFile],
-    /// What the output says of each.
+    /// The output's record of each.
     pub inputs: &'a [InputFile],
     /// Hashes of the files, also of another kind than the output records.
     pub hashes: &'a Hashes,

@@ -329,7 +329,7 @@ impl MergePlan {
     ///
     /// # Errors
     /// [`crate::Error::BadModelRecord`]; [`crate::Error::ModelsDiffer`] when inputs do not agree on
-    /// what is open.
+    /// open facts.
     pub fn record(&self) -> Result<ModelRecord> {
         self.model.joined(self.sources.iter().map(AsRef::as_ref))
     }
@@ -551,7 +551,7 @@ impl MergePlan {
 const WHOLE_BYTES: u64 = 640 << 20;
 
 /// Elements that are decoded, combined and written at a time by one thread: small enough that a few
-/// chunks stay in a core's cache, large enough that a system call costs nothing beside it.
+/// chunks stay in a core's cache, large enough that the time of a system call does not count.
 pub(crate) const CHUNK_ELEMENTS: usize = 1 << 14;
 
 /// Elements of a tensor that are read, and written, at a time.

@@ -209,7 +209,7 @@ mod tests {
                 HashKind::Sha256,
                 "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             ),
-            // What `b3sum` prints.
+            // The hash that `b3sum` prints.
             (
                 HashKind::Blake3,
                 "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85",

@@ -48,7 +48,7 @@ trait Dequantize: Send + Sync {
     /// The tensors that it is computed of.
     fn keys(&self) -> Vec<&str>;
 
-    /// What it is written in unless somebody says otherwise. Codes are no dtype to write: bf16 is what such models are
+    /// The type in which it is written unless somebody says otherwise. Codes are no dtype to write: bf16 is what such models are
     /// made from.
     fn dtype(&self) -> DType {
         DType::BF16
@@ -122,7 +122,7 @@ impl Quantization {
     }
 
     /// Elements of the model once it is dequantized: codes count as the elements that they stand for, and
-    /// what is beside them does not count.
+    /// tensors beside them do not count.
     #[must_use]
     pub fn n_parameters(&self, checkpoint: &Checkpoint) -> u64 {
         let of_weights: u64 = (self.weights.values())

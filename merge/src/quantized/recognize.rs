@@ -26,7 +26,7 @@ const KNOWN: [&str; 9] = [
     "bitsandbytes",
 ];
 
-/// Ends of names of what is beside the codes for activations and caches, which nothing needs once weights
+/// Ends of names of tensors beside the codes, for activations and caches, which nothing needs once weights
 /// are numbers.
 const BESIDE: [&str; 15] = [
     ".input_scale",

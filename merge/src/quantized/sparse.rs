@@ -41,7 +41,7 @@ impl Sparse {
         shape_key: String,
     ) -> Option<Self> {
         let (&width, lead) = shape.split_last()?;
-        // What the library writes as offsets of more axes is no place in the values.
+        // The offsets that the library writes for more axes are no places in the values.
         let rows = match lead {
             [] => 1,
             &[rows] => rows,
@@ -77,7 +77,7 @@ impl Sparse {
         &self.shape
     }
 
-    /// The dtype of what is kept.
+    /// The dtype of the kept values.
     pub(super) fn dtype(&self) -> DType {
         self.values.info.dtype
     }

@@ -37,7 +37,7 @@ pub enum AlignPart {
     Width,
 }
 
-/// Everything that there is.
+/// All of them.
 const ALL: [AlignPart; 3] = [AlignPart::Units, AlignPart::Heads, AlignPart::Width];
 
 #[derive(Deserialize)]

@@ -118,7 +118,7 @@ impl Parameters {
     ///
     /// # Errors
     /// [`Error::BadParameter`] when it is not a number for which `is_valid` holds; `range` says
-    /// in words what is valid.
+    /// in words the valid values.
     pub fn number(
         &self,
         name: &'static str,

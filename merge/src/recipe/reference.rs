@@ -35,7 +35,7 @@ impl ModelName {
     /// From the parts of a map.
     ///
     /// # Errors
-    /// What is missing, in words.
+    /// The missing part, in words.
     pub(super) fn of_parts(
         path: Option<PathBuf>,
         revision: Option<&str>,

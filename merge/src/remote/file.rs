@@ -174,7 +174,7 @@ pub(super) fn fetch(
                     found: part.version.describe(),
                 });
             }
-            // What arrives is progress, unless it is no more than drops.
+            // Bytes that arrive are progress, unless they are no more than drops.
             if part.bytes.len() >= MIN_PROGRESS_BYTES {
                 n_failures = 0;
             }

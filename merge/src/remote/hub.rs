@@ -43,7 +43,7 @@ struct Sibling {
     rfilename: String,
 }
 
-/// Asks the hub for a model, or the cache for what the hub said before.
+/// Asks the hub for a model, or the cache for the hub's earlier answer.
 pub(super) fn model(
     remote: &Remote,
     address: &str,

@@ -24,7 +24,7 @@ pub(super) enum Address {
         /// Path within the model; empty for the whole.
         file: String,
     },
-    /// An object, or what has a common start.
+    /// An object, or a group of objects with a common start.
     Bucket {
         /// The store of the bucket.
         provider: Provider,

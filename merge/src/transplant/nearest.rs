@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn by_the_cosine_long_rows_are_as_near_as_short_ones() {
         let made = found(3, true, WeightScheme::DistanceProportional, [1.0, 1.0]);
-        // Cosines of √½ with each of the first three rows, but for rounding.
+        // Cosines of √½ with each of the first three rows, except for rounding.
         let mut atoms = made.atoms;
         atoms.sort_unstable();
         assert_eq!(atoms, [0, 1, 2]);

@@ -8,7 +8,7 @@ use super::table::TableKind;
 /// Tokens that are listed by name.
 pub(super) const LISTED: usize = 20;
 
-/// What a transplantation does, and how well.
+/// The changes of a transplantation, and their quality.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TransplantReport {
     /// The way of making rows.
@@ -32,7 +32,7 @@ pub struct TableReport {
     pub copied: Copied,
     /// Rows that the method makes.
     pub n_made: usize,
-    /// Rows that are the mean of all rows, for no token has them.
+    /// Rows that are the mean of all rows, because no token has them.
     pub n_padding: usize,
     /// Rows of zeros, for training saw their tokens in neither model.
     pub n_junk: usize,
@@ -40,7 +40,7 @@ pub struct TableReport {
     pub n_without_basis: usize,
     /// Some tokens among these.
     pub without_basis: Vec<ListedToken>,
-    /// What combinations leave over of the donor's rows, as a share of their lengths; `None` where the method
+    /// The rest of the donor's rows that combinations leave, as a share of their lengths; `None` where the method
     /// combines none, or the run is yet to be.
     pub donor_error: Option<Spread>,
     /// The tokens with the largest such share.

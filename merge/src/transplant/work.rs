@@ -64,7 +64,7 @@ impl TableWork {
     }
 }
 
-/// All tables, and what was found of them.
+/// All tables, and their measurements.
 pub(crate) struct Work {
     options: TransplantOptions,
     /// The donor's.
@@ -73,7 +73,7 @@ pub(crate) struct Work {
     done: Mutex<Option<Arc<Vec<Done>>>>,
 }
 
-/// What makes the rows of a table.
+/// The method that makes the rows of a table.
 enum Maker {
     /// Combinations of the model's rows, of which an empty one has nothing to go by.
     Combined(Vec<Combination>),
@@ -148,7 +148,7 @@ impl Work {
         while_made.max().unwrap_or(0) + kept.sum::<u64>()
     }
 
-    /// What is done, with measurements where the rows are made.
+    /// The changes, with measurements where the rows are made.
     pub(crate) fn report(&self) -> TransplantReport {
         let done = self
             .done
@@ -209,7 +209,7 @@ impl Work {
     /// Finds what makes the rows, on all cores.
     ///
     /// # Errors
-    /// When a table cannot be read or holds what is no number, and [`Error::Cancelled`].
+    /// When a table cannot be read or holds a NaN or an infinity, and [`Error::Cancelled`].
     pub(crate) fn settle(&self, progress: &dyn Progress) -> Result<()> {
         if self.is_settled() {
             return Ok(());

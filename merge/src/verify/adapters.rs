@@ -50,7 +50,7 @@ pub(super) fn check(recipe: &MergeRecipe, progress: &dyn Progress) -> Result<Opt
                     applied.push(found.in_words());
                 }
             }
-            // These are what is asked about; a file that cannot be read is not.
+            // These files are in question; a file that cannot be read is not.
             Err(fault @ (Error::Adapter(_) | Error::Several(_))) => misfits.push(fault.to_string()),
             Err(fault) => return Err(fault),
         }

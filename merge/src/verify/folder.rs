@@ -193,7 +193,7 @@ fn class_with_head(config: &Value) -> Option<&str> {
     ends.iter().any(|end| class.ends_with(end)).then_some(class)
 }
 
-/// Whether two tensors of one shape differ; what cannot be read is another check's.
+/// Whether two tensors of one shape differ; another check reports tensors that cannot be read.
 fn differ(found: &Checkpoint, one: &str, other: &str) -> bool {
     let Some(info) = found.get(one) else {
         return false;

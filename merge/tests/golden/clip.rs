@@ -21,7 +21,7 @@ fixtures::golden_tests! {
     position_tables_are_resampled_as_open_clip_does: "pos_embed" => resample,
 }
 
-/// What rounding to f16 changes most of numbers too small for its full precision: half of their step.
+/// The largest change by rounding to f16 of numbers too small for its full precision: half of their step.
 const HALF_STEP: f64 = 1.0 / (1 << 25) as f64;
 
 /// Every tensor as merges read it, against the same of the model that the case names, or of the file itself read plainly.

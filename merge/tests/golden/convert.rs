@@ -23,7 +23,7 @@ fn opened(path: &Path) -> Arc<Checkpoint> {
     Arc::new(open(path, &OpenOptions::default()).expect("opens"))
 }
 
-/// What a plan writes.
+/// The tensors that a plan writes.
 pub fn run(plan: &MergePlan) -> BTreeMap<String, Raw> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let target = folder.path().join("out.safetensors");

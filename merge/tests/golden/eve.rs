@@ -220,7 +220,7 @@ fn load(case: &Case) {
         names(&report.unexpected),
         set_of(list(&rules["unexpected_keys"]))
     );
-    // What is new is what the published program gives a rate of its own.
+    // The new tensors are those to which the published program gives a rate of their own.
     assert_eq!(rules["new_parameters"], rules["missing_keys"]);
 }
 

@@ -361,7 +361,7 @@ fn load(case: &Case) {
     };
     assert_eq!(report.missing, names("missing"));
     assert_eq!(report.unexpected, names("unexpected"));
-    // What comes out is a model of the task.
+    // The output is a model of the task.
     let spec = Flm::read(&model)
         .expect("it reads")
         .expect("an FLM")

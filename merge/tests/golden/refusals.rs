@@ -65,7 +65,7 @@ fn merge_is_refused(case: &Case, method: &str) {
     assert!(!target.exists(), "nothing is written");
 }
 
-/// What a case does to a file.
+/// The change of a file in a case.
 struct Damage<'a> {
     removed: &'a Value,
     replaced: &'a Value,

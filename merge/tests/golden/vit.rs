@@ -1,4 +1,4 @@
-//! What timm builds for the names of its architectures, and position tables as it resizes them.
+//! Models that timm builds for the names of its architectures, and position tables as it resizes them.
 
 use std::sync::Arc;
 

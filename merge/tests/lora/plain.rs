@@ -1,4 +1,4 @@
-//! What an adapter of plain products gives, in closed form.
+//! The result of an adapter of plain products, in closed form.
 
 use fixtures::Raw;
 use safetensors::Dtype;

@@ -287,7 +287,7 @@ fn write(folder: &Path, run: Run, change: Change<'_>) {
                     };
                     tensors.push((shown, piece.pickled()));
                 }
-                // What TransformerEngine keeps.
+                // The state that TransformerEngine keeps.
                 tensors.push((
                     "decoder.layers.0.mlp.linear_fc1._extra_state".into(),
                     Py::Buffer,

@@ -1,4 +1,4 @@
-//! What a folder around a model in pieces stands for.
+//! The meaning of a folder around a model in pieces.
 
 use std::fs;
 use std::path::Path;

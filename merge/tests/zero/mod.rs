@@ -60,7 +60,7 @@ fn shapes(group: &[Parameter]) -> Py {
     )
 }
 
-/// What both kinds of model states have: two buffers, one of which was computed in bf16.
+/// The common part of both kinds of model states: two buffers, one of which was computed in bf16.
 fn common(groups: &[Vec<Parameter>], module: Vec<(&str, Py)>) -> Vec<(String, Py)> {
     let mut module: Vec<(String, Py)> = module
         .into_iter()
@@ -116,7 +116,7 @@ fn model_file(rank: usize) -> String {
     format!("zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
 }
 
-/// What each rank holds of each group in stages 1 and 2: equal parts of the flat group, filled up to a multiple of
+/// The part of each group that each rank holds in stages 1 and 2: equal parts of the flat group, filled up to a multiple of
 /// twice the number of ranks; of the last part the filling is cut off.
 fn parts_of_groups(world: usize) -> Vec<Vec<Py>> {
     let cut = |group: &Vec<Parameter>| -> Vec<Py> {
@@ -253,7 +253,7 @@ fn is_the_model(checkpoint: &Checkpoint) {
         checkpoint.read_all("steps").expect("it reads"),
         (1i64 << 40).to_le_bytes()
     );
-    // What is not updated has no other precision than the one it was computed in.
+    // A weight that is not updated has no other precision than the one it was computed in.
     assert_eq!(
         checkpoint.get("frozen").expect("it is there").dtype,
         DType::BF16

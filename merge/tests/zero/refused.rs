@@ -59,7 +59,7 @@ fn a_planted_link_is_not_followed() {
         said.contains("not in its folder") && said.contains("rank_1_"),
         "{said}"
     );
-    // Nor one in the place of a tag.
+    // Nor one in place of a tag.
     let tag = home.path().join("global_step2");
     fs::rename(&tag, outside.path().join("tag")).expect("moved");
     std::os::unix::fs::symlink(outside.path().join("tag"), &tag).expect("linked");
@@ -87,7 +87,7 @@ fn a_missing_rank_is_named() {
             fs::write(&file, bytes).expect("written");
         }
     }
-    // What is not updated is in the model states of every rank.
+    // Weights that are not updated are in the model states of every rank.
     let home = by_parameters(3);
     for rank in [2, 0] {
         fs::remove_file(home.path().join("global_step2").join(model_file(rank))).expect("removed");

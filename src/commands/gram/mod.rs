@@ -65,7 +65,7 @@ impl clap::Args for Collect {
 
 impl clap::FromArgMatches for Collect {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        // What is required has been checked by now, unless a subcommand made it optional.
+        // Required flags have been checked by now, unless a subcommand made them optional.
         Ok(Self(CollectArgs::from_arg_matches(matches).ok()))
     }
 
@@ -187,7 +187,7 @@ fn cache(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says what was written.
+/// Reports the written file.
 fn report(
     out: &Path,
     record: &GramRecord,

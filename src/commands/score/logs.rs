@@ -45,7 +45,7 @@ pub struct LogsArgs {
     draws: DrawArgs,
 }
 
-/// What is taken of two runs.
+/// The part that is taken of two runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct WantedArgs {
     /// The number to compare, e.g. acc_norm, or exact_match,strict-match of a filter [default: all metrics of a task]

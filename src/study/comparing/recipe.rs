@@ -147,7 +147,7 @@ impl JudgedTask {
 }
 
 impl CompareRecipe {
-    /// Reads a recipe, with settings changed, and looks for what cannot be.
+    /// Reads a recipe, with settings changed, and checks it.
     pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
         let recipe: Self = open_document(path, settings)?;
         recipe.check()?;

@@ -1,4 +1,4 @@
-//! What `vlmerge advise` predicts of the merges of a study, before anything is measured.
+//! The predictions of `vlmerge advise` for the merges of a study, before anything is measured.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use crate::study::Store;
 use crate::study::recipe::MergePoint;
 use crate::study::step::Place;
 
-/// What the verb prints with `--json`, as far as it orders methods.
+/// The part of the verb's `--json` that orders methods.
 #[derive(Debug, Deserialize)]
 struct Said {
     ranking: Vec<Prediction>,

@@ -28,7 +28,7 @@ const TASK: &TaskSpec = &zero_shot_classes::SPEC;
 const COPY: &str = "model.safetensors";
 const MERGED: &str = "merged.safetensors";
 const MASKS: &str = "masks.safetensors";
-/// What the runner keeps of a step's standard output.
+/// The part of a step's standard output that the runner keeps.
 const SAID: &str = "stdout.txt";
 
 /// A row of the table: measured weights.
@@ -78,7 +78,7 @@ pub struct MultiTask {
     pub swept: Vec<usize>,
     /// Measurements, by task.
     pub judged: Vec<Judged>,
-    /// What `advise` says of base and copies, as JSON.
+    /// The result of `advise` for base and copies, as JSON.
     pub advice: Place,
 }
 
@@ -202,7 +202,7 @@ impl Builder<'_> {
         let tuned = self
             .plan
             .run("pretrain", &format!("finetune-{name}"), &of, draft)?;
-        // All of the copy and nothing of the base, but for the head, which the base lacks.
+        // All of the copy and nothing of the base, except for the head, which the base lacks.
         let document = json!({
             "merge_method": "linear",
             "models": [
@@ -249,7 +249,7 @@ impl Builder<'_> {
         place
     }
 
-    /// What the task vectors speak for, before any merge is measured.
+    /// The merges that the task vectors speak for, before any merge is measured.
     fn advice(&mut self, base: &Place, copies: &[Place]) -> Place {
         let mut words: Vec<Word> = vec![
             "advise".into(),

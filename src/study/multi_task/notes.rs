@@ -37,7 +37,7 @@ pub fn notes(recipe: &MultiTaskRecipe, board: &Scoreboard, has_chosen: bool) -> 
     notes
 }
 
-/// What the table says of `vlmerge advise`.
+/// The table's note on `vlmerge advise`.
 fn on_advice(agreement: &Agreement) -> String {
     let (n, of) = (agreement.n_predicted(), agreement.methods.len());
     let said = format!(

@@ -63,7 +63,7 @@ pub struct MultiTaskRecipe {
 pub struct CopyTask {
     /// The data set, by its folder.
     pub dataset: String,
-    /// A copy that was fine-tuned elsewhere, in the place of fine-tuning one.
+    /// A copy that was fine-tuned elsewhere, in place of fine-tuning one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
     /// In what the fine-tuning of this copy differs from `finetune`.
@@ -114,7 +114,7 @@ impl NamedMethod {
 }
 
 impl MultiTaskRecipe {
-    /// Reads a recipe, with settings changed, and looks for what cannot be.
+    /// Reads a recipe, with settings changed, and checks it.
     pub fn open(path: &Path, settings: &[String]) -> Result<Self> {
         let recipe: Self = open_document(path, settings)?;
         recipe.check()?;

@@ -295,7 +295,7 @@ fn scoreboard(
     Ok(board)
 }
 
-/// What advice predicts of the merges of the table, beside what they reach.
+/// The predictions of advice for the merges of the table, beside their measured numbers.
 fn agreement(
     study: &MultiTask,
     store: &Store,
@@ -361,7 +361,7 @@ fn cost(merge: &Merge, steps: &[String], store: &Store) -> MergeCost {
     }
 }
 
-/// Means, tests and costs for a terminal, and what was predicted.
+/// Means, tests and costs for a terminal, and predictions.
 fn for_terminal(board: &Scoreboard) -> String {
     let advised = board.agreement.as_ref().map(Agreement::table);
     let tables = [Some((board.summary(), 2)), advised.map(|table| (table, 1))];

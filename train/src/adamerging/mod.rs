@@ -273,7 +273,7 @@ impl<'a> AdaMerging<'a> {
                             value: number(value),
                         })
                     });
-                    // What no coefficient was learned for.
+                    // Tensors without a learned coefficient.
                     let rest = Case {
                         filter: Some("*".to_owned()),
                         glob: None,

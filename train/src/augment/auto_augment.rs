@@ -62,7 +62,7 @@ impl Change {
     }
 
     /// The magnitude of an index from 0 to 9: shares, degrees, bits, or the difference of a factor to 1;
-    /// 0 for what has none.
+    /// 0 for operations without one.
     #[must_use]
     pub fn magnitude(self, index: usize) -> f64 {
         let share = index as f64 / LAST;

@@ -6,7 +6,7 @@ use evaluate::images::Rgb;
 /// `255 v / (high - low) - 255 low / (high - low)`, truncated. A channel of one value stays.
 ///
 /// With `whitens` a channel whose least value is above 0 becomes 255 throughout: EVE's published program
-/// negates that value as a byte, so `256 - low` stands in the place of `-low`.
+/// negates that value as a byte, so `256 - low` stands in place of `-low`.
 pub fn auto_contrast(picture: &mut Rgb, whitens: bool) {
     look_up(picture, |counts| {
         let low = counts.iter().position(|&count| count > 0)?;
@@ -56,7 +56,7 @@ pub fn brightness(picture: &mut Rgb, factor: f64) {
 /// `blurred + factor (v - blurred)`, truncated. The blur weighs a pixel with 5/13 and its eight
 /// neighbors with 1/13; pixels at the border stay.
 ///
-/// What exceeds a byte is clipped, or `wraps` around, as the published program has it.
+/// A value beyond a byte is clipped, or `wraps` around, as the published program has it.
 pub fn sharpness(picture: &mut Rgb, factor: f64, wraps: bool) {
     if picture.width < 3 || picture.height < 3 {
         return;

@@ -1,6 +1,6 @@
 //! Captions with words masked, replaced and left out, as ZeroVL learns from them.
 
-/// The token in the place of a masked word.
+/// The token in place of a masked word.
 const MASK: &str = "[MASK]";
 
 /// Draws below this change a token.

@@ -72,7 +72,7 @@ fn single(value: f64) -> f64 {
 }
 
 /// Moves the pixels of a picture by an affine map, bit by bit as OpenCV 4's `warpAffine` does with
-/// bilinear weights: places are rounded to 1/32 of a pixel. What comes from outside of the picture
+/// bilinear weights: places are rounded to 1/32 of a pixel. A place outside of the picture
 /// has the color `fill`.
 pub fn warp(picture: &mut Rgb, map: Affine, fill: [u8; 3]) {
     let (width, height) = (picture.width, picture.height);

@@ -77,7 +77,7 @@ impl Operation {
         matches!(self, ShearX | ShearY | TranslateX | TranslateY | Rotate)
     }
 
-    /// Its strength at a magnitude, without a sign; 0 for what has none.
+    /// Its strength at a magnitude, without a sign; 0 for operations without one.
     #[must_use]
     pub fn strength(self, magnitude: f64) -> f64 {
         let share = magnitude / MAX_MAGNITUDE;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::auto_augment::draw_policy;
 use super::{Distortion, PictureChange, RandomCrop};
 
-/// One step. Sizes are in pixels, of a square's side unless said otherwise.
+/// One step. Sizes are in pixels, of a square's side unless another unit is named.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum PictureStep {

@@ -2,7 +2,7 @@
 //!
 //! [`start`] gives the ranks that this process was started with: those of `mpirun` (feature `mpi`),
 //! those of `WORLD_SIZE` on NVIDIA cards (feature `nccl`), or [`Alone`].
-//! What ranks do together is [`Collective`], which evaluation shares with training.
+//! The work that ranks do together is [`Collective`], which evaluation shares with training.
 
 mod fault;
 #[cfg(feature = "mpi")]

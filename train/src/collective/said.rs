@@ -1,4 +1,4 @@
-//! What ranks say to all others beside numbers.
+//! Messages of each rank to all others, beside numbers.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::{Collective, Fault};
 use crate::Result;
 
-/// What every rank says, in the order of the ranks; all call this together.
+/// The message of every rank, in the order of the ranks; all call this together.
 ///
 /// # Errors
 /// As [`Collective::gather`]; [`Fault::Unreadable`].

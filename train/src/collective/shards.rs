@@ -114,7 +114,7 @@ impl Shards {
     /// As [`Collective::broadcast`], and those of the parameters.
     ///
     /// # Panics
-    /// When `parameters` are not as many or as long as was said, or ranks are not.
+    /// When `parameters` have another number or length than the record says, or ranks do.
     pub fn gather_ranges(
         &self,
         collective: &dyn Collective,

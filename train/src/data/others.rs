@@ -29,7 +29,7 @@ struct Rows {
 }
 
 impl Others {
-    /// Adds what is `wanted` beside example `index`, whose own text is `text`. Its draws are keyed by `name`, so
+    /// Adds the `wanted` inputs beside example `index`, whose own text is `text`. Its draws are keyed by `name`, so
     /// they do not depend on what else is loaded.
     pub(super) fn add(
         &mut self,

@@ -57,7 +57,7 @@ impl Labels {
 
 /// The examples to sum over, and the file of the sums.
 pub struct FisherJob<'a> {
-    /// The data, the objectives and the model. What changes pictures or texts at random, and what trains, is left out of
+    /// The data, the objectives and the model. Settings that change pictures or texts at random, and those of training, are left out of
     /// it.
     pub recipe: CheckedRecipe,
     /// The files that the model comes from.
@@ -94,7 +94,7 @@ pub struct FisherSums<'a> {
 }
 
 impl<'a> FisherSums<'a> {
-    /// Opens model and data, and takes up the sums that an earlier run has left.
+    /// Opens model and data, and goes on with the sums of an earlier run.
     ///
     /// # Errors
     /// When a file is missing or wrong; [`Error::FreshHead`] for a head that the model lacks; [`Error::BadSetting`] for
@@ -272,7 +272,7 @@ impl<'a> FisherSums<'a> {
             let (metadata, dtype) = (record.to_metadata(), merge::DType::F32);
             merge::fisher::write(&sums, factor, dtype, &metadata, write, job.progress)?;
         }
-        // What a rank has kept must stay until the sum is written.
+        // The files of each rank must stay until the sum is written.
         job.collective.barrier()?;
         unfinished.remove()?;
         let is_zero = |name: &String| {

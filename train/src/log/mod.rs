@@ -33,8 +33,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// The logs in the folder of a run. `resumed_at`: the step whose state the run goes on from; what was
-    /// logged after it is dropped from the lines and hidden by TensorBoard. `None` empties the lines.
+    /// The logs in the folder of a run. `resumed_at`: the step whose state the run goes on from; entries that were
+    /// logged after it are dropped from the lines and hidden by TensorBoard. `None` empties the lines.
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::LogLine`] when a log to go on with is damaged.

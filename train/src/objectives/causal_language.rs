@@ -11,7 +11,7 @@ use crate::Result;
 /// one is never guessed: captions begin with a token of their own there.
 ///
 /// Wang et al. 2023, "Accelerating Vision-Language Pretraining with Free Language Modeling",
-/// <https://arxiv.org/abs/2303.14038>, section 3.1. The published program, told to keep three streams, guesses
+/// <https://arxiv.org/abs/2303.14038>, section 3.1. The published program, with three streams kept, guesses
 /// from the queries, each of which sees the token that it is asked for: `as_published`.
 #[derive(Clone, Copy, Debug)]
 pub struct CausalLanguage {

@@ -136,7 +136,7 @@ impl Compared {
 pub(super) struct Group {
     pub images: Tensor,
     pub texts: Tensor,
-    /// 1, or 0 for what is ignored.
+    /// 1, or 0 for ignored ones.
     kept: Option<Vec<f32>>,
     /// A number for each row, by which several belong together.
     same: Option<Vec<u32>>,

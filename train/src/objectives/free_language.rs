@@ -9,7 +9,7 @@ use super::language::{HostTexts, guess_shifted};
 use super::{LanguageSettings, Loss, Needs, Objective, ObjectiveSpec, Step};
 use crate::Result;
 
-/// Every token but the first by a query that sees all others, or all but a span around it; beside it the next
+/// Every token but the first by a query that sees all others, or all but a span around it; with it the next
 /// token from the forward stream, and the one before from the reverse stream.
 ///
 /// Wang et al. 2023, "Accelerating Vision-Language Pretraining with Free Language Modeling",

@@ -45,7 +45,7 @@ impl Default for ContrastSettings {
 }
 
 impl ContrastSettings {
-    /// Looks for what cannot be; `part` is how many rows are computed at once.
+    /// Checks the settings; `part` is how many rows are computed at once.
     ///
     /// # Errors
     /// [`Error::BadSetting`].

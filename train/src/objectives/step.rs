@@ -69,7 +69,7 @@ pub struct Step<'a> {
     pub collective: &'a dyn Collective,
     /// Random omissions, `None` where nothing is left out.
     pub randomness: Option<Randomness>,
-    /// Dropout masks in the place of those that would be drawn.
+    /// Dropout masks in place of those that would be drawn.
     pub drops: Option<&'a Arc<dyn GivenDrops>>,
     /// The choice of routers, instead of the model's own.
     pub routing: Option<&'a RoutingOf<'a>>,

@@ -29,10 +29,10 @@ pub enum GroupRules {
 pub struct Override {
     /// A regular expression that is looked for anywhere in the name.
     pub pattern: String,
-    /// The highest learning rate, in the place of `lr`.
+    /// The highest learning rate, in place of `lr`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
-    /// The weight decay, in the place of all others.
+    /// The weight decay, in place of all others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
 }
@@ -50,7 +50,7 @@ pub struct GroupSettings {
     pub cross_modal_lr_mult: f64,
     /// The rule by which variables decay.
     pub rules: GroupRules,
-    /// Parts of the names of the head's variables, in the place of the family's heads.
+    /// Parts of the names of the head's variables, in place of the family's heads.
     pub heads: Option<Vec<String>>,
     /// Variables that the checkpoint lacked, which are the head of families that go by that; the family's heads are
     /// where this is not known.
@@ -92,7 +92,7 @@ pub struct Group {
     pub kind: GroupKind,
     /// Factor on the schedule's rate; 0 where frozen.
     pub rate_factor: f64,
-    /// The highest rate that an override gives, in the place of the schedule's.
+    /// The highest rate that an override gives, in place of the schedule's.
     pub lr: Option<f64>,
     /// Weight decay.
     pub decay: f64,

@@ -184,7 +184,7 @@ impl Schedule {
 ///
 /// # Errors
 /// [`Error::BatchNotReached`] when no whole number of batches gives `batch`. The published program rounds
-/// down, and so trains on another batch than the one it was told.
+/// down, and so trains on another batch than the recipe says.
 pub fn accumulation(batch: u64, per_device: u64, devices: u64) -> crate::Result<u64> {
     let at_once = per_device * devices;
     if at_once == 0 || batch == 0 || !batch.is_multiple_of(at_once) {

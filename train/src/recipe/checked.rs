@@ -13,7 +13,7 @@ impl TrainRecipe {
     /// The recipe, if its settings fit together, with short names of augmentations written in full.
     ///
     /// # Errors
-    /// [`Error::BadSetting`](crate::Error::BadSetting) with the key and what is wrong with it,
+    /// [`Error::BadSetting`](crate::Error::BadSetting) with the key and its fault,
     /// [`Error::UnknownObjective`](crate::Error::UnknownObjective).
     pub fn checked(mut self) -> Result<CheckedRecipe> {
         self.check()?;

@@ -78,7 +78,7 @@ impl TrainRecipe {
         }
     }
 
-    /// Looks for what cannot be.
+    /// Checks the settings.
     ///
     /// # Errors
     /// [`Error::BadRecipe`] with the key and its fault.

@@ -31,7 +31,7 @@ pub struct Loading {
     pub interpolate_positions: bool,
 }
 
-/// A beginning of keys in the place of another.
+/// A beginning of keys in place of another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rename {

@@ -1,4 +1,4 @@
-//! `key.key=value` in the place of what a recipe says.
+//! `key.key=value` in place of a recipe's own settings.
 
 use serde_json::{Map, Value};
 
@@ -44,7 +44,7 @@ pub fn overlay_setting(document: &mut Value, setting: &str) -> Result<()> {
     Ok(())
 }
 
-/// Puts what `over` says in the place of what `document` says: settings are joined, and everything
+/// Puts the settings of `over` in place of those of `document`: dictionaries are joined, and everything
 /// else is replaced.
 pub fn overlay(document: &mut Value, over: &Value) {
     match (document, over) {

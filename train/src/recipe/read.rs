@@ -13,7 +13,7 @@ use crate::{Error, Result};
 const MAX_RECIPE_BYTES: u64 = 1 << 20;
 
 impl TrainRecipe {
-    /// Reads a recipe, with `settings` such as `optim.lr=3e-5` in the place of what it says, and checks
+    /// Reads a recipe, with `settings` such as `optim.lr=3e-5` in place of its own settings, and checks
     /// it.
     ///
     /// # Errors

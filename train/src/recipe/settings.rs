@@ -213,7 +213,7 @@ pub enum Augmentation {
     /// EVE's: the same, then brightness, contrast and saturation. The same as `random` with `operations: 0`
     /// and `color: 0.4`.
     Color,
-    /// EVE's: the same as `random` with nothing else said.
+    /// EVE's: the same as `random` with its defaults.
     Rand,
     /// A random part of the picture, mirrored half the time, with its colors changed, then random
     /// operations on its colors and shape (RandAugment).

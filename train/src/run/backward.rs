@@ -44,7 +44,7 @@ pub struct Backward<'a> {
     pub collective: &'a dyn Collective,
     /// The key of the draws.
     pub randomness: Randomness,
-    /// Dropout masks in the place of those that would be drawn, to compute what another program computed.
+    /// Dropout masks in place of those that would be drawn, to compute what another program computed.
     pub drops: Option<&'a Arc<dyn GivenDrops>>,
     /// The choice of routers, instead of the model's own.
     pub routing: Option<&'a RoutingOf<'a>>,

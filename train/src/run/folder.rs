@@ -1,7 +1,7 @@
 //! The folder of a run.
 //!
 //! ```text
-//! recipe.yaml                    what is done, resolved
+//! recipe.yaml                    the settings, resolved
 //! metrics.jsonl                  one line a step
 //! events.out.tfevents.*          the same for TensorBoard
 //! states/step-00000120/          model.safetensors and state.safetensors: where a run goes on
@@ -36,7 +36,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder, or takes up one that is there; of several ranks one `is_writer`, and
+    /// Makes the folder, or goes on with one that is there; of several ranks one `is_writer`, and
     /// clears away what a killed run has left.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// A folder for files that others are made of; what a killed run has left there goes when the run is taken up.
+    /// A folder for files that others are made of; what a killed run has left there goes when the run is resumed.
     #[must_use]
     pub fn passing(&self) -> PathBuf {
         self.states().join(format!("{PASSING}{PARTIAL}"))
@@ -131,7 +131,7 @@ impl RunFolder {
     /// Compares a state, and the results of a run that is over, with their checksums.
     ///
     /// # Errors
-    /// [`Error::BadState`] when a file is not what was written.
+    /// [`Error::BadState`] when a file differs from the written one.
     pub fn check(path: &Path, state: &Path) -> Result<()> {
         sums::check(state)?;
         sums::check(path)

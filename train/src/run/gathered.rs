@@ -78,7 +78,7 @@ impl Gathered {
 
 impl Drop for Gathered {
     fn drop(&mut self) {
-        // What stays is cleared away when the run is taken up.
+        // Files that stay are removed when the run is resumed.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -68,7 +68,7 @@ impl Moments {
         self.pairs.get(name)
     }
 
-    /// Both moments of what is `own` of a variable, which begin at zero.
+    /// Both moments of the `own` part of a variable, which begin at zero.
     ///
     /// # Errors
     /// When the device fails.
@@ -86,7 +86,7 @@ impl Moments {
         self.pairs.get_mut(name).ok_or_else(lost)
     }
 
-    /// Takes both moments of what is one's own of a variable.
+    /// Takes both moments of this rank's part of a variable.
     ///
     /// # Errors
     /// When the device fails.

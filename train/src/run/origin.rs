@@ -12,8 +12,8 @@ pub(super) fn of(checkpoint: &Checkpoint) -> Vec<InputFile> {
 }
 
 /// A checkpoint that names other files as its origin than the one it was read from, so that a run that was
-/// taken up writes the same bytes as one that was not stopped. A run that began from fresh weights has no
-/// origin: the state that it was taken up from may go while it runs.
+/// resumed writes the same bytes as one that was not stopped. A run that began from fresh weights has no
+/// origin: the state from which it was resumed may go while it runs.
 pub(super) fn with(checkpoint: Arc<Checkpoint>, inputs: &[InputFile]) -> Arc<Checkpoint> {
     let files = inputs.iter().map(|input| SourceFile {
         etag: input.etag.clone(),

@@ -28,7 +28,7 @@ pub(super) fn write(folder: &Path, names: &[&str]) -> Result<()> {
 /// Compares files of a folder with its list. Folders of older versions have none.
 ///
 /// # Errors
-/// [`Error::BadState`] for the first file that is not what was written.
+/// [`Error::BadState`] for the first file that differs from the written one.
 pub(super) fn check(folder: &Path) -> Result<()> {
     let path = folder.join(NAME);
     if !path.exists() {

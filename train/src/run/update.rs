@@ -59,7 +59,7 @@ fn is_trained(groups: &ParamGroups, name: &str) -> bool {
     group.is_ok_and(|group| group.kind != GroupKind::Frozen)
 }
 
-/// Runs work on many variables: on the CPU in the thread pool, which is then called upon for each.
+/// Runs work on many variables: on the CPU in the thread pool, which then runs each.
 fn near<T: Send>(variables: &BTreeMap<String, Var>, work: impl FnOnce() -> T + Send) -> T {
     let mut devices = variables.values().map(|variable| variable.device());
     match devices.all(Device::is_cpu) {
@@ -184,7 +184,7 @@ impl Updater {
         self.ownership.n_owned()
     }
 
-    /// What a state file keeps, the same on all ranks, which call this together: names, and how many numbers each has.
+    /// The contents of a state file, the same on all ranks, which call this together: names, and how many numbers each has.
     ///
     /// # Errors
     /// When a rank is gone.
@@ -247,7 +247,7 @@ impl Updater {
         Ok(Cow::Owned(whole.collect()))
     }
 
-    /// Takes up a kept state: of the moments, what this rank owns.
+    /// Goes on with a kept state: of the moments, this rank's share.
     ///
     /// # Errors
     /// [`Error::BadState`] when it is of other variables; when the file or the device fails.
@@ -315,7 +315,7 @@ impl Updater {
         Ok(())
     }
 
-    /// Averages of the weights in the place of the weights, or back again.
+    /// Averages of the weights in place of the weights, or back again.
     ///
     /// # Errors
     /// When the device fails.
@@ -340,7 +340,7 @@ impl Updater {
         if collective.size() == 1 {
             return Ok(());
         }
-        // What no rank has reached stays without a gradient: zeros would let it decay.
+        // A variable that no rank has reached stays without a gradient: zeros would let it decay.
         let shared = || {
             let trained = self.trained(variables);
             trained.filter(|(name, _)| !self.experts.has(name))
@@ -447,7 +447,7 @@ impl Updater {
     }
 
     /// Makes update number `index`, counted from 0, with gradients times `factor`, whose norm is
-    /// `norm`: every rank that of its own share, which it then gives to all but for experts that it alone holds. A variable
+    /// `norm`: every rank that of its own share, which it then gives to all except for experts that it alone holds. A variable
     /// without a gradient is
     /// skipped: it does not decay, and its own number of steps, by which moments are corrected, stays.
     ///

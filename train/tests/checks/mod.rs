@@ -1,4 +1,4 @@
-//! What must hold for ranks of any kind: run by threads in `ranks`, and by processes under `mpirun`
+//! Laws of ranks of any kind: run by threads in `ranks`, and by processes under `mpirun`
 //! in `mpi_ranks`.
 
 mod parts;
@@ -19,7 +19,7 @@ pub use parts::{Beyond, parts_learn_what_the_whole_learns};
 /// Of losses, and of gradients by L2, relative.
 const TOLERANCE: f64 = 1e-5;
 
-/// Gradients below this share of the largest are zero but for rounding: compared absolutely.
+/// Gradients below this share of the largest are zero except for rounding: compared absolutely.
 const FLOOR: f64 = 1e-3;
 
 /// Objectives that are run on one batch, one after the other.
@@ -35,7 +35,7 @@ const OBJECTIVES: [&[&str]; 12] = [
     &["retrieval"],
     &["vqa"],
     &["nlvr2"],
-    // The second takes up the similarities of the first.
+    // The second reads the similarities of the first.
     &["itc", "itm", "mlm"],
 ];
 

@@ -1,4 +1,4 @@
-//! Batches in parts: what is learned does not depend on how a batch is cut.
+//! Batches in parts: learned weights do not depend on how a batch is cut.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ const BEYOND: [(&[&str], Option<MixDraw>); 6] = [
     ),
 ];
 
-/// The same of two towers, which have no heads but for contrast.
+/// The same of two towers, which have no heads except for contrast.
 const BEYOND_TOWERS: [(&[&str], Option<MixDraw>); 3] = [
     (&["nce"], None),
     (

@@ -27,7 +27,7 @@ fn gradients(case: &Case) {
         let found = gradients.get(name);
         let found = values(found.unwrap_or_else(|| panic!("no gradient of {name}")));
         let error = l2(found.iter().zip(expected.values()).map(|(a, b)| a - b));
-        // As the manifest says in words: what is far below the largest is compared absolutely.
+        // As the manifest says in words: numbers far below the largest are compared absolutely.
         let tolerance =
             (case.tolerance("", "rel_l2_per_tensor") * norm(expected)).max(1e-6 * largest);
         assert!(error <= tolerance, "{name}: {error} of {}", norm(expected));

@@ -212,7 +212,7 @@ fn clamp(case: &Case) {
     }
 }
 
-/// What evaluation has left in the published program's counters enters its next step. Here nobody counts but the step
+/// Numbers that evaluation leaves in the published program's counters enter its next step. Here the step alone counts
 /// itself; whoever averages over the same passes comes to the same.
 fn stale(case: &Case) {
     let stale = expected(case);

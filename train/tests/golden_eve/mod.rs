@@ -76,7 +76,7 @@ pub fn tolerances<const N: usize>(case: &Case, of: &str, names: [&str; N]) -> [f
     names.map(|name| number(&manifest["tolerances"][of][name]))
 }
 
-/// What a path of keys leads to in the expected file.
+/// The value at a path of keys in the expected file.
 pub fn expected(case: &Case) -> serde_json::Value {
     let keys = fixtures::list(&case["key"]).iter().map(fixtures::text);
     keys.fold(case.json("expected"), |value, key| value[key].clone())
@@ -92,7 +92,7 @@ pub fn check_loss(case: &Case, what: &str, found: f64, expected: f64) {
     );
 }
 
-/// Compares norms of gradients: those far below the largest absolutely, as the manifest says in words. What the published
+/// Compares norms of gradients: those far below the largest absolutely, as the manifest says in words. A gradient that the published
 /// program does not reach has none, or zeros.
 pub fn check_norms(
     case: &Case,

@@ -4,7 +4,7 @@ use train::augment::FlipGuard;
 use train::optim::{Curve, Decay, Warmup};
 use train::recipe::{Augmentation, Span, TrainRecipe};
 
-/// What a published command comes to.
+/// The settings of a published command.
 struct Command {
     recipe: &'static str,
     objectives: &'static [&'static str],

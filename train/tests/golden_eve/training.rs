@@ -27,7 +27,7 @@ pub fn unlimited(_: &str) -> Option<Routing> {
     Some(Routing::default())
 }
 
-/// What a case draws.
+/// The draws of a case.
 struct Drawn {
     tensors: Tensors,
     /// By block.

@@ -27,7 +27,7 @@ fixtures::golden_tests! {
 
 const TEMPERATURE: &str = "loss.temperature";
 
-/// What nobody asks for: contrast has no negatives of its own.
+/// Inputs that nobody asks for: contrast has no negatives of its own.
 struct NoOthers;
 
 impl Others for NoOthers {
@@ -114,7 +114,7 @@ fn is_frozen(case: &Case, name: &str) -> bool {
     })
 }
 
-/// What a rank finds.
+/// The numbers of a rank.
 struct Found {
     /// Gradients averaged over the ranks; none where a variable is frozen.
     gradients: BTreeMap<String, Option<Vec<f32>>>,
@@ -229,7 +229,7 @@ fn learn(case: &Case, model: &Path, ranks: &dyn Collective) -> Found {
     }
 }
 
-/// The loss that the published program computed. What it logs in parts leaves out mixing, so only where
+/// The loss that the published program computed. Its log of parts leaves out mixing, so only where
 /// nothing is mixed is that the loss.
 fn loss<'v>(case: &Case, expected: &'v Value) -> Option<&'v Value> {
     let is_mixed = case.number("alpha").is_some();

@@ -1,4 +1,4 @@
-//! What of a checkpoint goes into a model, by the flags of the published loader.
+//! The part of a checkpoint that goes into a model, by the flags of the published loader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -185,7 +185,7 @@ fn load_rule(case: &Case) {
     };
     let taken: BTreeSet<String> = placed.taken.into_iter().collect();
     assert_eq!(taken, expected);
-    // What is taken has the checkpoint's values, all else is fresh, which is zero.
+    // Tensors that are taken have the checkpoint's values, all others are fresh, which is zero.
     let made = in_memory(&placed.plan, &RunOptions::default(), &Silent).expect("made");
     for (name, raw) in &model {
         let bytes = made.read_all(name).expect("it reads");

@@ -19,7 +19,7 @@ fn rows(raw: &Raw, from: usize, n: usize) -> Tensor {
     tensor.and_then(|t| t.contiguous()).expect("rows")
 }
 
-/// What a rank finds.
+/// The numbers of a rank.
 fn compared(case: &Case, collective: &dyn Collective) -> Compared {
     let inputs = case.tensors("input");
     let n = case.count("n").expect("a number") / collective.size();

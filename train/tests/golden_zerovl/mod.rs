@@ -1,4 +1,4 @@
-//! What the published ZeroVL program printed, case by case of `fixtures/zerovl/manifest.json`.
+//! Numbers that the published ZeroVL program printed, case by case of `fixtures/zerovl/manifest.json`.
 
 mod gradients;
 mod loading;

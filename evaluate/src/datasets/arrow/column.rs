@@ -73,7 +73,7 @@ impl Column {
     }
 }
 
-/// What the batches of a column share while it is read.
+/// State that the batches of a column share while it is read.
 #[derive(Debug)]
 pub(super) struct Reading {
     budget: TextBudget,

@@ -120,7 +120,7 @@ impl Reader<'_> {
             .ok_or_else(|| self.fault("it has no schema"))?;
         let mut messages = Messages::new();
         self.schema(schema, &mut messages)?;
-        // The footer is written last, so it tells what was not known when the file was begun.
+        // The footer is written last, so it holds facts that were not known when the file was begun.
         for note in footer.custom_metadata().into_iter().flatten() {
             if let (Some(key), Some(value)) = (note.key(), note.value()) {
                 messages.notes.insert(key.to_owned(), value.to_owned());

@@ -10,7 +10,7 @@ use crate::Result;
 /// Where the library `datasets` notes the types of columns.
 const NOTE: &str = "huggingface";
 
-/// What stands for a column of ours where there is none of its name, the usual first.
+/// Other names that stand for a column of ours, the usual first.
 const OTHERS: [(&str, &[&str]); 6] = [
     ("image", &["img", "jpg", "jpeg", "png", "webp", "picture"]),
     (

@@ -1,4 +1,4 @@
-//! What a footer says: columns, where their pages lie, notes.
+//! The contents of a footer: columns, places of their pages, notes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -96,7 +96,7 @@ pub(super) struct Group {
     pub(super) chunks: Vec<Chunk>,
 }
 
-/// What a footer says.
+/// The contents of a footer.
 #[derive(Clone, Debug)]
 pub(super) struct Footer {
     pub(super) leaves: Vec<Leaf>,
@@ -225,7 +225,7 @@ fn overlap(groups: &[Group]) -> bool {
     places.windows(2).any(|pair| pair[1].0 < pair[0].1)
 }
 
-/// What is around an element of the schema.
+/// The surroundings of an element of the schema.
 #[derive(Clone, Debug, Default)]
 struct Around {
     path: Vec<Arc<str>>,

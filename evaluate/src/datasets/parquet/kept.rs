@@ -1,4 +1,4 @@
-//! What was decoded last.
+//! The pages that were decoded last.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -29,7 +29,7 @@ use dictionary::Dictionary;
 use footer::{Footer, Leaf, Physical};
 use kept::Kept;
 
-/// What a file begins and ends with.
+/// The mark at the beginning and at the end of a file.
 const MAGIC: &[u8; 4] = b"PAR1";
 
 /// The largest footer: some fifty thousand row groups of five columns.
@@ -49,7 +49,7 @@ pub struct ParquetTable {
     kept_dictionaries: Kept<ChunkKey, Dictionary>,
 }
 
-/// What a column may be asked for.
+/// The values that a column may be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ColumnKind {
     Integers,
@@ -137,7 +137,7 @@ impl ParquetTable {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// What the writer noted about the file, by key.
+    /// The writer's notes about the file, by key.
     #[must_use]
     pub fn notes(&self) -> &BTreeMap<String, String> {
         &self.footer.notes

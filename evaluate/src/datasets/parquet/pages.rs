@@ -1,4 +1,4 @@
-//! Pages of a column: where they lie, and what is in them.
+//! Pages of a column: their places and their values.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub(super) const MAX_PAGE_BYTES: u64 = 512 << 20;
 const HEADER_BYTES: u64 = 1 << 10;
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
-/// What a page is.
+/// The kind of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// The values that others refer to.
@@ -146,7 +146,7 @@ fn page(header: &Value, start: u64, chunk: &Chunk) -> Result<Option<Page>, Troub
     }))
 }
 
-/// What is in a page.
+/// The values in a page.
 pub(super) struct Body {
     /// The page, decompressed.
     pub(super) bytes: Vec<u8>,

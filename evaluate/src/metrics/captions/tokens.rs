@@ -1,8 +1,8 @@
 //! Captions to tokens as the captioning challenge does it: the tokenizer of the Penn Treebank, lower
 //! case, punctuation left out.
 //!
-//! At each place the rule that reaches furthest wins; of several the first. What a rule captures
-//! becomes a token, and what it matches behind that must merely follow. Written from what the
+//! At each place the rule that reaches furthest wins; of several the first. The text that a rule captures
+//! becomes a token; the part of its match behind that must merely follow. Written from what the
 //! official tool answers to probes (Stanford CoreNLP 3.4.1, as pycocoevalcap 1.2 calls it); equal to
 //! it on all recorded cases. `docs/parity.md` says where the two are known to differ.
 

@@ -21,7 +21,7 @@ pub const FAMILY: Family = Family {
     blueprint,
 };
 
-/// As open_clip's trainer has it: what has one axis does not decay, and the logarithm of the factor stays in `[0, ln 100]`.
+/// As open_clip's trainer has it: a variable of one axis does not decay, and the logarithm of the factor stays in `[0, ln 100]`.
 pub const GROUPING: Grouping = Grouping {
     heads: &[CLASSIFIER],
     cross_modal: &[],

@@ -59,7 +59,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The sizes of a checkpoint in Hugging Face's spelling. What neither the file's record nor the configuration beside
+    /// The sizes of a checkpoint in Hugging Face's spelling. A fact that neither the file's record nor the configuration beside
     /// it says must be given.
     ///
     /// # Errors

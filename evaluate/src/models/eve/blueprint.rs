@@ -60,7 +60,7 @@ const RELATIVE_TABLE: [&str; 2] = [
     "relative_position_bias_table",
 ];
 
-/// What names of the experts of a mixture have in common.
+/// The common part of the names of a mixture's experts.
 const EXPERTS: &str = ".mlp_moe.moe.experts.experts.";
 
 /// Heads of earlier experiments. The published program uses them only by a setting.

@@ -37,7 +37,7 @@ pub struct Config {
     pub pair_len: usize,
     /// Tokens.
     pub vocabulary: usize,
-    /// The table of relative positions in the place of absolute ones, which no published model has.
+    /// The table of relative positions in place of absolute ones, which no published model has.
     pub relative: Option<Window>,
     /// Whether the model does what the published program does where that is a slip: features for retrieval without the
     /// last norm, and texts of another length than `pair_len` whose last image tokens count as text.
@@ -138,7 +138,7 @@ impl Config {
                 text_table_len: text_positions,
             }),
             as_published,
-            // What the checkpoint lacks may be asked for, and starts fresh; what it has must be as it is asked for.
+            // A part that the checkpoint lacks may be asked for, and starts fresh; a part that it has must be as it is asked for.
             decoder_depth: agreed(
                 checkpoint,
                 "decoder_depth",

@@ -1,6 +1,6 @@
 //! States that hidden patches and masked words are guessed from.
 //!
-//! The program of EVE's pre-training is not published. What is here is inferred: docs/training.md says which parts.
+//! The program of EVE's pre-training is not published. The code here is inferred: docs/training.md says which parts.
 
 use candle_core::{DType, Tensor};
 

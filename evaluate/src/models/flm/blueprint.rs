@@ -154,7 +154,7 @@ impl Blueprint for FlmBlueprint {
             (encoded, t, width, 7 * width + text.ffn_width),
             (n_streams * self.config.n_cross, t, fused, 10 * fused + f),
             (n_fusion, t, fused, 5 * fused + f),
-            // Keys and values of what is looked at.
+            // Keys and values of the tokens that are looked at.
             (self.config.n_cross, p, 0, 2 * fused),
             (n_fusion, 2 * t, 0, 2 * fused),
         ];

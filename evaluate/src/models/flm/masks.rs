@@ -9,7 +9,7 @@ use crate::nn::{Mask, Packing, keep_texts_of_blind_rows};
 use crate::streams::{self, Span};
 use crate::{Error, ModelFault, Result};
 
-/// The number added to the score of a hidden token. A row from which all is hidden thus shares by its scores.
+/// The number added to the score of a hidden token. So a row from which all is hidden shares by its scores.
 const HIDDEN: f32 = -10_000.0;
 
 /// The number of tokens of each text before its padding.

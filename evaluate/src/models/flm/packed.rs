@@ -1,5 +1,5 @@
 //! Texts in one stream or in three without their padding: what [`passes`](super::passes) computes, of the rows
-//! that anything depends on. What depends on the text alone is a part of its own, for pairs of a text with many
+//! that anything depends on. The work that depends on the text alone is a part of its own, for pairs of a text with many
 //! images.
 
 use candle_core::Tensor;

@@ -66,7 +66,7 @@ impl States {
         Self { x, packing: None }
     }
 
-    /// `(b, t, d)`, zeros in the place of rows that were left out.
+    /// `(b, t, d)`, zeros in place of rows that were left out.
     pub fn padded(&self) -> candle_core::Result<Tensor> {
         match &self.packing {
             Some(packing) => packing.pad(&self.x),

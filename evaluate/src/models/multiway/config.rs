@@ -159,7 +159,7 @@ impl Config {
     }
 }
 
-/// Heads of VLMo base_plus: its tensors do not tell, for it has no bias table.
+/// Heads of VLMo base_plus: its tensors do not tell, because it has no bias table.
 const BASE_PLUS_HEADS: usize = 16;
 
 /// The attention in the published program of a family and form.

@@ -61,7 +61,7 @@ pub struct Multiway {
 impl Multiway {
     /// Loads a checkpoint of the vl-merging or VLMo family for inference: every tensor of the
     /// model must be there; heads are those that are there. The [`Weights`] that come with it tell
-    /// what was used.
+    /// the used tensors.
     ///
     /// # Errors
     /// As [`Config::read`], [`Weights::new`] and [`Weights::get`].

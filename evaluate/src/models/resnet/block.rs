@@ -6,7 +6,7 @@ use crate::models::towers::{Shapes, sizes};
 use crate::nn::{BatchNorm, Linear, Norming};
 use crate::{Result, Weights};
 
-/// A convolution that keeps the size of a map but for its stride, and its batch norm.
+/// A convolution that keeps the size of a map except for its stride, and its batch norm.
 #[derive(Clone, Debug)]
 pub(super) struct Convolved {
     /// `(outputs, inputs of a group, k, k)`.

@@ -301,7 +301,7 @@ impl Bert {
     /// As [`Bert::tokens`].
     pub fn embedding(&self, ids: &Tensor, mask: &Mask, pass: &Pass<'_>) -> Result<Tensor> {
         let tokens = self.tokens(ids, mask, pass)?; // (b, t, d)
-        // exp(0) = 1 for a token, exp(−∞) = 0 for padding. What is scaled to length one afterwards
+        // exp(0) = 1 for a token, exp(−∞) = 0 for padding. A vector that is scaled to length one afterwards
         // need not be divided by the number of tokens.
         let added = mask.for_scores(1, tokens.dim(1)?, tokens.device())?; // (b, 1, 1, t)
         let kept = added.flatten_from(1)?.exp()?.to_dtype(tokens.dtype())?;

@@ -1,7 +1,7 @@
 //! Encoders of one modality, which families put together.
 //!
-//! A tower is loaded under a prefix, the part of a checkpoint's keys that comes before its own. What
-//! it shows to a tap is named after its keys, prefix and all.
+//! A tower is loaded under a prefix, the part of a checkpoint's keys that comes before its own. A layer
+//! that a tap sees is named after its key, prefix and all.
 
 pub mod bert;
 pub(super) mod bert_embeddings;

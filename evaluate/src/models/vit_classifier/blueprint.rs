@@ -20,7 +20,7 @@ pub const FAMILY: Family = Family {
     blueprint,
 };
 
-/// As timm's trainer has it: what has one axis does not decay, nor tokens and positions.
+/// As timm's trainer has it: a variable of one axis does not decay, nor tokens and positions.
 pub const GROUPING: Grouping = Grouping {
     heads: &["head."],
     cross_modal: &[],

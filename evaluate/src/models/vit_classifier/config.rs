@@ -29,7 +29,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The sizes of a checkpoint. What neither the file's record nor the configuration beside it says must be given.
+    /// The sizes of a checkpoint. A fact that neither the file's record nor its configuration says must be given.
     ///
     /// # Errors
     /// [`ModelFault::UnknownSize`] for activation, heads, pooling, and mean and deviation of pictures that nothing tells,

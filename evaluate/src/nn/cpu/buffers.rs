@@ -10,7 +10,7 @@ use super::pages::Numbers;
 /// Blocks of a model want the same few lengths over and over. Fresh memory costs a page fault per
 /// 4 KiB and a pass that fills it with zeros; this costs neither. A vector that nobody wants while
 /// two dozen others come back is freed: what a forward pass keeps comes back in the backward pass, block by block, and
-/// gradients take its place. What lies unused never exceeds what was in use at once.
+/// gradients take its place. Unused memory never exceeds the most that was in use at once.
 #[derive(Clone, Debug, Default)]
 pub struct Buffers(Arc<Mutex<State>>);
 

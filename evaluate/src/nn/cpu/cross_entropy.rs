@@ -46,7 +46,7 @@ pub fn judge(logits: &[f32], targets: &[u32]) -> (f64, usize) {
     (losses(logits, targets).iter().sum(), n_right)
 }
 
-/// Puts `share · (softmax(logits) − target)` in the place of the logits.
+/// Puts `share · (softmax(logits) − target)` in place of the logits.
 pub fn gradient_in_place(logits: &mut [f32], targets: &[u32], share: f32) {
     let classes = (logits.len() / targets.len().max(1)).max(1);
     let rows = logits.par_chunks_exact_mut(classes).zip(targets);

@@ -86,7 +86,7 @@ pub fn product_with_gaps(
 /// [`product_with_gaps`] on these threads.
 ///
 /// By the `gemm` crate, whose kernels for these shapes are a sixth faster than faer's and share what
-/// they bring into order between threads; its interface takes pointers, hence the one `unsafe` here.
+/// they bring into order between threads; its interface takes pointers, so `unsafe` is needed here, once.
 ///
 /// # Panics
 ///
@@ -144,7 +144,7 @@ fn multiply(
             rhs.as_ptr(),
             rhs.col_stride(),
             rhs.row_stride(),
-            1.0, // of what is in `out`, if it is read
+            1.0, // of the numbers in `out`, if they are read
             1.0, // of the product
             false,
             false,

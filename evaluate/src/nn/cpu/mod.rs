@@ -1,7 +1,7 @@
 //! Fused operations on the CPU in f32, with their gradients.
 //!
-//! What candle composes from many tensors is here one pass over memory: a linear layer with bias
-//! and what follows it, LayerNorm, exact GELU, attention from packed queries, keys and values.
+//! Computations that candle composes from many tensors are one pass over memory here: a linear layer with bias
+//! and the function after it, LayerNorm, exact GELU, attention from packed queries, keys and values.
 //! [`slices`] holds the arithmetic on plain slices, [`ops`] what makes it part of a graph. Sums
 //! are split by the shape alone, never by the number of threads, so results do not depend on it.
 

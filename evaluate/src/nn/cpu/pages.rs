@@ -19,7 +19,7 @@ impl Numbers {
         let pages = (n >= LARGE).then(|| MmapMut::map_anon(n * size_of::<f32>()));
         match pages {
             Some(Ok(pages)) => Self::Pages(pages),
-            // The heap says what is wrong where the system has no pages.
+            // The heap reports the fault where the system has no pages.
             Some(Err(_)) | None => Self::Heap(vec![0.0; n]),
         }
     }

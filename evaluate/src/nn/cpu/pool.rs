@@ -1,4 +1,4 @@
-//! Work that calls upon the thread pool many times.
+//! Work that calls the thread pool many times.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,7 +19,7 @@ pub fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Looks for one task, and asks to be called again. It never waits for the end: whoever takes it up may
+/// Looks for one task, and asks to be called again. It never waits for the end: whoever takes it may
 /// itself be waited for, so that two of them would wait for each other.
 fn stay_awake<'scope>(scope: &Scope<'scope>, is_done: &'scope AtomicBool) {
     if is_done.load(Ordering::Acquire) {

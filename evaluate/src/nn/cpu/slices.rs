@@ -275,7 +275,7 @@ pub fn activated(x: &[f32], activation: Activation) -> Vec<f32> {
     out
 }
 
-/// An activation in the place of its input.
+/// An activation in place of its input.
 #[inline(always)]
 fn activate(y: &mut [f32], activation: Activation) {
     #[inline(always)]

@@ -1,8 +1,8 @@
 //! The two halves of a block on slices, forward and backward, each scheduled by hand.
 //!
 //! On the CPU in f32 a block is two branches: LayerNorm, attention, projection, LayerScale, drop path,
-//! sum; and LayerNorm, FFN, LayerScale, drop path, sum. What a branch keeps for its backward pass is
-//! what costs a product with a weight to compute again: packed projections, the FFN before GELU. The
+//! sum; and LayerNorm, FFN, LayerScale, drop path, sum. A branch keeps for its backward pass
+//! the values whose computation takes a product with a weight: packed projections, the FFN before GELU. The
 //! backward pass computes norms, attention and GELU again. The product that computes the gradient of a
 //! weight adds it to its sum, and all memory in between comes from [`Buffers`].
 //!

@@ -175,7 +175,7 @@ mod tests {
         Var::from_vec(values, shape, &Device::Cpu).expect("a variable")
     }
 
-    /// More rows than logits are in memory of: what is computed in two pieces is what one graph gives.
+    /// More rows than logits are in memory of: two pieces give the same numbers as one graph.
     #[test]
     fn words_guessed_piece_by_piece_teach_what_all_at_once_teach() -> Result<()> {
         let (n, width, classes) = (180, 3, 40_000);

@@ -34,7 +34,7 @@ pub struct Found {
     pub results: Option<PathBuf>,
 }
 
-/// What the name of a file says.
+/// The facts in the name of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Named {
     task: String,

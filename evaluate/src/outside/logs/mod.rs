@@ -24,7 +24,7 @@ pub(crate) use results::read as results_of;
 /// The most examples of a run.
 const MAX_EXAMPLES: usize = 20_000_000;
 
-/// What a reader of a run looks for.
+/// The choices of whoever reads a run.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     /// Take this number of each example alone, whatever the program calls a metric.
@@ -40,7 +40,7 @@ pub struct Run {
     pub path: PathBuf,
     /// By their names; one whose file has no name of a task has none.
     pub tasks: BTreeMap<Option<String>, TaskLog>,
-    /// What users should know of how it was read.
+    /// Notes for users on how it was read.
     pub notes: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for Id {
     }
 }
 
-/// What a program says of an example.
+/// A program's result for an example.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// Distinguishes its content from that of other examples.

@@ -44,7 +44,7 @@ const NO_FILTER: &str = "none";
 pub struct Reader<'a> {
     wanted: &'a Wanted,
     is_harness: bool,
-    /// Metrics, or fields in the place of one, whose values are no numbers.
+    /// Metrics, or fields in place of one, whose values are no numbers.
     no_numbers: BTreeSet<String>,
 }
 

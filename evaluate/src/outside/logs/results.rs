@@ -1,4 +1,4 @@
-//! What the results of a run say of a task beside its numbers.
+//! Facts about a task in the results of a run, beside its numbers.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -292,7 +292,7 @@ fn of_members(members: &[&Placed], columns: Vec<Column>) -> Grid {
     let names: Vec<&str> = shown.iter().map(|member| member.name.as_str()).collect();
     let row_of = |member: &&&Placed| {
         let mut row = row(member, &columns);
-        // A difference to what is not here would pass for one to the reference that is.
+        // A difference to an absent result would pass for one to the reference that is.
         let other = member.against.as_ref().map(|(name, _)| name.as_str());
         if other.is_some_and(|other| !names.contains(&other)) {
             row.cells.iter_mut().for_each(Cell::forget_difference);

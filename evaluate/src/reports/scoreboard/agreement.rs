@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Two methods can only agree or oppose each other: from this many a correlation is reported.
 pub const LEAST_METHODS: usize = 3;
 
-/// A prediction for each merge that has one, beside what was measured.
+/// A prediction for each merge that has one, beside its measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
     /// The merges: first those with a prediction, the most promising first; then the others in the order of the table.
@@ -21,7 +21,7 @@ pub struct Agreement {
     pub kendall: Option<Correlation>,
 }
 
-/// A merge with what was predicted of it.
+/// A merge with its prediction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Advised {
     /// The name of its row.
@@ -35,7 +35,7 @@ pub struct Advised {
 /// Ranks of a merge among those with a prediction, from 1 for the best; equal ones share their mean rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ranks {
-    /// What advice orders by: no accuracy.
+    /// The number that orders advice: no accuracy.
     pub score: f64,
     /// By that score.
     pub predicted: f64,

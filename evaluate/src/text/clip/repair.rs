@@ -2,7 +2,7 @@
 //! Windows-1252, ligatures, full-width forms, curly quotes, control characters, composed characters.
 //!
 //! Speer 2019, "ftfy", <https://doi.org/10.5281/zenodo.2591652>. Of its repairs of misread text this knows the most usual
-//! one, where a text as a whole was read as Windows-1252 or Latin-1; what was misread in part, or through another
+//! one, where a text as a whole was read as Windows-1252 or Latin-1; text that was misread in part, or through another
 //! encoding, stays as it is.
 
 use unicode_normalization_alignments::UnicodeNormalization;
@@ -33,7 +33,7 @@ const LIGATURES: [(char, &str); 22] = [
     ('ﬆ', "st"),
 ];
 
-/// The characters of Windows-1252 in the place of the control characters from 0x80 on. Places without a character stand
+/// The characters of Windows-1252 in place of the control characters from 0x80 on. Places without a character stand
 /// for the byte itself.
 const WINDOWS: [char; 32] = [
     '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',

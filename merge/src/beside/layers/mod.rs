@@ -2,7 +2,7 @@
 //!
 //! Configurations say how many layers a stack has, and some say of each layer what it is: as a list with
 //! a value a layer, as a list of the layers that are something, or as a period. All three follow the
-//! layers here. What no list can say is a note.
+//! layers here. A fact that no list can say is a note.
 
 pub(super) mod parts;
 mod view;

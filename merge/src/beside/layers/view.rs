@@ -190,7 +190,7 @@ impl View<'_> {
                 ));
             }
         }
-        // As many as there are at the start; dense layers behind a mixture of experts cannot be said.
+        // As many as there are at the start; no setting stands for dense layers behind a mixture of experts.
         if let Some(dense) = (self.sources.first())
             .and_then(|source| source.get("first_k_dense_replace"))
             .and_then(Value::as_u64)

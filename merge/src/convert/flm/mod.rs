@@ -32,7 +32,7 @@ const N_CAPTION_TOKENS: usize = 2;
 /// The row of the matching head that ranking starts from: that of pairs that match.
 const MATCH: usize = 1;
 
-/// An FLM for a task, from the weights of another one. What the other one lacks is drawn as the published
+/// An FLM for a task, from the weights of another one. A part that the other one lacks is drawn as the published
 /// program draws it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlmStart {

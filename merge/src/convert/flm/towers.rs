@@ -160,7 +160,7 @@ impl FlmTowers {
             _ => 0,
         };
         let is_three_stream = self.task.is_three_stream();
-        // What an FLM keeps of the text part is read by nothing.
+        // Nothing reads the text part that an FLM keeps.
         let (clip_text_positions, clip_text_width) = match clip.has_text {
             true => (
                 clip.axis("positional_embedding", 0)?,

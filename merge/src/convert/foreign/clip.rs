@@ -6,7 +6,7 @@ use super::row::Form::{Convolution, One, Turned};
 use super::row::{Row, row, same};
 use super::{Naming, of_keras};
 
-/// The classes, in files of Keras. Their names are those of torch but for the last parts.
+/// The classes, in files of Keras. Their names are those of torch except for the last parts.
 pub(super) const KERAS: Naming = Naming {
     whose: "transformers' TensorFlow CLIP",
     inner: of_keras,

@@ -6,7 +6,7 @@
 //! | `clip` | CLIP of transformers' TensorFlow classes |
 //! | `big_vision` | SigLIP of JAX |
 //!
-//! A naming is a table of [`Row`]s: a name there, the name here, and the change of axes between them. What no row has a name
+//! A naming is a table of [`Row`]s: a name there, the name here, and the change of axes between them. A tensor that no row has a name
 //! for is an error, so that no weight is lost.
 
 mod bert;
@@ -34,7 +34,7 @@ struct Naming {
     whose: &'static str,
     /// The name that the table has for a key of the file; `None` for a key without one.
     inner: fn(&str) -> Option<String>,
-    /// What the names of a model begin with, and what those of Hugging Face begin with in its place.
+    /// The beginning of a model's names, and the beginning of Hugging Face's names for it.
     bases: &'static [(&'static str, &'static str)],
     /// A name behind the base that tells the naming.
     sign: &'static str,

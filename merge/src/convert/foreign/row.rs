@@ -2,7 +2,7 @@
 
 use crate::io::row_major;
 
-/// What stands for the number of a layer in names.
+/// The mark of a layer's number in names.
 pub(super) const NUMBER: &str = "{n}";
 
 /// The most digits of the number of a layer.

@@ -78,7 +78,7 @@ const FORMS: [(&str, Option<&str>, &str); 14] = [
     ),
 ];
 
-/// Forms that files of a run always say, but for those of before they existed.
+/// Forms that files of a run always say, except for those of before they existed.
 const REQUIRED: [&str; 2] = ["position_embedding_type", "swiglu"];
 
 /// Positions of Llama 3 before they were stretched, and the two factors that Megatron has no argument for.

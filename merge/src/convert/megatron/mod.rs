@@ -26,7 +26,7 @@ use crate::gguf::names::{filled, numbers_in, split};
 use crate::mixtures::Piece;
 use crate::{Checkpoint, ConversionFault, DType, Error, Result, TensorInfo, ties};
 
-/// What becomes of the rows of a tensor.
+/// The treatment of a tensor's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
     /// They stay.
@@ -108,7 +108,7 @@ const ROWS: [(&str, &[&str], Rows); 13] = [
     ),
 ];
 
-/// What Megatron computes from the arguments.
+/// The sizes that Megatron computes from the arguments.
 const COMPUTED: &str = "rotary_pos_emb.inv_freq";
 
 /// The library that names are those of.

@@ -223,11 +223,11 @@ struct Input<'a> {
     companions: Companions,
 }
 
-/// What users should know of a file without a tokenizer.
+/// The note for users on a file without a tokenizer.
 const NO_TOKENIZER: &str =
     "the file has no tokenizer: programs that run it need one from elsewhere";
 
-/// What users should know of matrices that are no blocks.
+/// The note for users on matrices that blocks do not fill.
 fn unfilled(n_unfilled: usize) -> Option<String> {
     (n_unfilled > 0).then(|| {
         format!(

@@ -194,7 +194,7 @@ impl<'c> Settings<'c> {
         self.write_own(head)
     }
 
-    /// What users should know of the output.
+    /// Notes for users on the output.
     pub(super) fn notes(&self) -> Vec<String> {
         let window = self.config.get("sliding_window").and_then(Value::as_u64);
         let is_used = self.config.get("use_sliding_window") != Some(&Value::Bool(false));

@@ -23,7 +23,7 @@ struct Origin {
     key: String,
     /// Tensors behind it that make one of it, as those of experts do.
     others: Vec<String>,
-    /// What it is with the others.
+    /// Its place among the others.
     info: TensorInfo,
     form: Form,
     turned: Option<Turned>,
@@ -41,7 +41,7 @@ enum Own {
     Made(Vec<f32>),
 }
 
-/// What a tensor of the model becomes.
+/// The fate of a tensor of the model.
 pub(super) struct Wanted {
     /// Its name in GGUF.
     pub(super) name: String,

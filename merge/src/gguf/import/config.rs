@@ -14,7 +14,7 @@ use crate::{Checkpoint, Result};
 const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
 const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
-/// What programs that run Gemma 2 take without an entry.
+/// The values that programs for Gemma 2 take without an entry.
 const GEMMA2_WINDOW: usize = 4096;
 const GEMMA2_CAPS: [(&str, f64); 2] = [
     ("attn_logit_softcapping", 50.0),
@@ -39,7 +39,7 @@ fn class_of(model_type: &str) -> &'static str {
     }
 }
 
-/// The configuration, but for its tokens and its dtype.
+/// The configuration, except for its tokens and its dtype.
 ///
 /// # Errors
 /// [`GgufFault::Fact`](crate::GgufFault::Fact) and [`GgufFault::Unsaid`](crate::GgufFault::Unsaid).

@@ -5,7 +5,7 @@ use crate::gguf::{count, value};
 use crate::io::{PlainValue, SourceInfo};
 use crate::{Checkpoint, DType, GgufFault, Result, decode_f32};
 
-/// What needs the metadata, for messages.
+/// The reader of the metadata, for messages.
 const WANTED: &str = "config.json";
 
 /// The metadata, and the tensors under their own names.

@@ -123,7 +123,7 @@ fn of_phi(
                 "short_factor": short,
             });
             if let Some(factor) = facts.number("rope.scaling.attn_factor")? {
-                // What transformers computes is left to it.
+                // Numbers that transformers computes are left to it.
                 if !is_near(factor, attention_factor(longest as f64, context as f64)) {
                     scaling["attention_factor"] = json!(factor);
                 }

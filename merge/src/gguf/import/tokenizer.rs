@@ -15,7 +15,7 @@ use crate::gguf::value;
 use crate::io::PlainValue;
 use crate::io::gguf::Arrays;
 
-/// What needs the arrays, for messages.
+/// The reader of the arrays, for messages.
 pub(super) const WANTED: &str = "tokenizer.json";
 
 /// Special tokens: the setting, the entry.
@@ -35,7 +35,7 @@ pub(super) struct Made {
 
 /// A kind of vocabulary that is written.
 pub(super) struct Kind {
-    /// What tokenizer.json has for it, all but tokens that are added and put around texts.
+    /// Its part of tokenizer.json, without the tokens that are added and put around texts.
     pub(super) parts: Value,
     /// Whether a token begins each text unless the metadata say so.
     pub(super) begins: bool,

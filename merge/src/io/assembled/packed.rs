@@ -7,7 +7,7 @@ use crate::io::protobuf::{put_varint, varint};
 /// holder, tensor, size and start, and where it lies in the tensor of the holder unless it is all of it.
 pub(super) struct Packed(Box<[u8]>);
 
-/// What comes before the place of a piece in the tensor of its holder.
+/// The number of elements before a piece in the tensor of its holder.
 const WHOLE: usize = 0;
 const WITHIN: usize = 1;
 

@@ -83,7 +83,7 @@ impl<'a> Cursor<'a> {
         self.window.bytes(n_bytes)
     }
 
-    /// A name: text, without which nothing can be said of what it names.
+    /// A name: text, without which no message can name the thing.
     pub(super) fn name(&mut self, what: &'static str) -> Result<String> {
         let n_bytes = self.length(what)?;
         let at = self.at();

@@ -1,4 +1,4 @@
-//! What a GGUF file that is written says beside its tensors.
+//! The facts beside the tensors of a GGUF file that is written.
 
 use std::collections::BTreeMap;
 

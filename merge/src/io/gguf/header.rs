@@ -44,7 +44,7 @@ pub(super) struct Described {
     pub(super) n_bytes: u64,
 }
 
-/// What a header says.
+/// The contents of a header.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) metadata: Metadata,

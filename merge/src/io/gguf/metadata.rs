@@ -68,7 +68,7 @@ impl Scalar {
         }
     }
 
-    /// What several are called.
+    /// The plural of its name.
     const fn plural(self) -> &'static str {
         match self {
             Self::Text => "strings",
@@ -104,7 +104,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// What is shown of it: long arrays by their first elements.
+    /// The value as it is shown: long arrays by their first elements.
     pub(crate) fn shown(&self) -> PlainValue {
         match self {
             Self::One(value) => value.clone(),

@@ -88,7 +88,7 @@ fn check_record(path: &Path, metadata: &Metadata, key: &'static str, expected: u
     }
 }
 
-/// What the names of all parts begin with, and the number of this one from 0.
+/// The common beginning of the names of all parts, and the number of this one from 0.
 fn name_of(path: &Path, n_parts: u64) -> Option<(String, u64)> {
     let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let name = name.strip_suffix(&format!("-of-{n_parts:05}"))?;

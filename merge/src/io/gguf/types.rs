@@ -3,7 +3,7 @@
 use super::blocks::{self, Decode};
 use crate::DType;
 
-/// What elements of a type are read as.
+/// The types as which elements are read.
 #[derive(Clone, Copy)]
 pub(crate) enum Reading {
     /// Elements as they are stored.

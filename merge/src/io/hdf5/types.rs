@@ -11,7 +11,7 @@ const HEAD: usize = 8;
 /// The attribute by which Keras says what opaque elements are.
 const OF_KERAS: &str = "dtype";
 
-/// Place and size of the exponent, place and size of the mantissa, and what is added to the exponent, of floats that are
+/// Place and size of the exponent, place and size of the mantissa, and the bias of the exponent, of floats that are
 /// read.
 const FLOATS: [(u8, [u8; 4], u32, DType); 4] = [
     (2, [10, 5, 0, 10], 15, DType::F16),
@@ -36,7 +36,7 @@ pub(super) fn dtype_of(dataset: &Dataset) -> Result<std::result::Result<DType, S
             size,
             byte_order: ByteOrder::LittleEndian,
         } => float(&stored, *size),
-        // What h5py writes for booleans.
+        // The form in which h5py writes booleans.
         Datatype::Enum { base, members } => {
             let is_byte = matches!(**base, Datatype::FixedPoint { size: 1, .. });
             let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();

@@ -210,7 +210,7 @@ struct Directory {
 }
 
 impl Directory {
-    /// Follows the end record, which is the last thing in the file but for a comment.
+    /// Follows the end record, which is the last thing in the file except for a comment.
     fn find(source: &dyn ReadAt) -> Result<Self> {
         let file_bytes = source.n_bytes();
         let n_tail = file_bytes.min(END_BYTES as u64 + u64::from(u16::MAX));

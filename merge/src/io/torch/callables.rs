@@ -1,4 +1,4 @@
-//! Which classes and functions a pickle may call, and what is understood of them.
+//! Which classes and functions a pickle may call, and the meaning of each call.
 //!
 //! Nothing is ever called. The rule decides only whether a file is read at all; `docs/formats.md`
 //! explains it to users under "What a pickle may say".
@@ -16,7 +16,7 @@ pub(crate) enum Use {
     New,
 }
 
-/// What is made of a call.
+/// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// A tensor from a storage.
@@ -76,7 +76,7 @@ pub(crate) fn is_class(global: &Global) -> bool {
     !is_standard(&global.module) && is_spelled_as_class(&global.name)
 }
 
-/// Whether a module is of Python's standard library, or of what is not meant for others.
+/// Whether a module is of Python's standard library, or of names that are not meant for others.
 fn is_standard(module: &str) -> bool {
     let top = module.split('.').next().unwrap_or(module);
     STANDARD_LIBRARY.binary_search(&top).is_ok()
@@ -119,7 +119,7 @@ fn understood(module: &str, name: &str) -> Option<Meaning> {
         ("torch.torch_version", "TorchVersion") => {
             Meaning::FirstArgument("torch.torch_version.TorchVersion")
         }
-        // What TorchScript writes around lists and dictionaries, to say the type of their elements.
+        // The calls that TorchScript writes around lists and dictionaries, to say the type of their elements.
         (
             "torch.jit._pickle",
             "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist"

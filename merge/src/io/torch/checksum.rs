@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crc32fast::Hasher;
 
-/// What has been read of a storage so far.
+/// The part of a storage that has been read so far.
 #[derive(Default)]
 pub(crate) struct Checksum {
     /// Runs of bytes that have been read, by their start; none of them touch.

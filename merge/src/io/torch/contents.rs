@@ -19,12 +19,12 @@ const TENSOR_DEPTH_LIMIT: usize = 512;
 const LISTED_DEPTH: usize = 64;
 /// How many values, and how many opaque objects, are listed.
 const LISTED: usize = 65_536;
-/// Memory for values and opaque objects that are listed, with their paths. What does not fit is not listed.
+/// Memory for values and opaque objects that are listed, with their paths. Values that do not fit are not listed.
 const LISTED_LIMIT_BYTES: usize = 16 << 20;
 /// Bytes of keys that are followed, each as often as it is met.
 const KEY_LIMIT_BYTES: usize = 1 << 30;
 
-/// What stands in a file, in file order.
+/// The contents of a file, in file order.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     /// Tensors reached through dictionaries, lists and tuples: path, and index into
@@ -34,7 +34,7 @@ pub(crate) struct Contents {
     pub(crate) distributed: Vec<(ObjectPath, Id)>,
     pub(crate) values: Vec<(ObjectPath, PlainValue)>,
     pub(crate) opaque: Vec<OpaqueObject>,
-    /// What the root object is, if it is no container.
+    /// The kind of the root object, if it is no container.
     pub(crate) root_class: Option<String>,
     /// Whether the root object is a TorchScript model, whose attributes are its weights.
     pub(crate) is_script: bool,
@@ -174,7 +174,7 @@ impl Walker<'_> {
                     self.path.push(PathSegment::Index(key));
                     self.visit(child, true, is_hidden)?;
                 }
-                // What stands under another key has no path; the key is listed.
+                // A value under another key has no path; the key is listed.
                 other => {
                     let name = match other {
                         Value::Global(class) => class.full_name(),

@@ -88,7 +88,7 @@ impl Parts {
         }
     }
 
-    /// Counts what is going to be read.
+    /// Counts the bytes that are going to be read.
     fn count(&mut self, n: usize) -> Result<(), PartFault> {
         self.n_read = self.n_read.saturating_add(n);
         match self.n_read <= LIMIT {
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn the_last_parts_are_smaller_or_empty() {
-        // What torch.chunk gives of 5 rows for 4: 2, 2, 1 and nothing.
+        // torch.chunk gives 2, 2, 1 and no rows of 5 to 4 ranks.
         let rows = |at| placed(&[5, 3], &[4], &[Placement::Shard(0)], &[at]);
         assert_eq!(rows(0), (vec![0, 0], vec![2, 3]));
         assert_eq!(rows(2), (vec![4, 0], vec![1, 3]));

@@ -1,8 +1,8 @@
-//! What can be wrong with a torch file, one variant per fault.
+//! Faults of a torch file, one variant for each.
 
 use serde::Serialize;
 
-/// What is wrong with a pickle at one of its bytes.
+/// The fault of a pickle at one of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleFault {
@@ -11,7 +11,7 @@ pub enum PickleFault {
     Truncated {
         /// Bytes that the item needs.
         wanted: u64,
-        /// Bytes that there are.
+        /// The number of bytes found.
         left: u64,
     },
     /// The stream is longer than this program reads.
@@ -31,13 +31,13 @@ pub enum PickleFault {
         "a {kind} is the key of a dictionary or an element of a set, which Python does not allow"
     )]
     Unhashable {
-        /// What it is.
+        /// The value found.
         kind: &'static str,
     },
     /// Attributes are set on a value that has none.
     #[error("attributes are set on {kind}, which has none")]
     NoAttributes {
-        /// What it is.
+        /// The value found.
         kind: &'static str,
     },
     /// A legacy stream of another protocol than the one that torch has written.
@@ -73,9 +73,9 @@ pub enum PickleFault {
     /// A value is not of the type that an opcode or constructor needs.
     #[error("{wanted} is needed where {found} stands")]
     WrongType {
-        /// What is needed.
+        /// The expected type.
         wanted: &'static str,
-        /// What there is.
+        /// The value found.
         found: &'static str,
     },
     /// A constructor that is understood is called with too few arguments.
@@ -160,7 +160,7 @@ pub enum PickleFault {
         "the storage `{0}` in the list of storages belongs to no tensor, or stands there twice"
     )]
     StrayStorage(String),
-    /// A storage of a legacy file is not of the size that its tensors were told.
+    /// A storage of a legacy file has another size than its tensors say.
     #[error("the storage `{key}` has {found} elements, its tensors expect {expected}")]
     StorageSize {
         /// Key of the storage.
@@ -187,7 +187,7 @@ pub enum ScriptFault {
     HoldsItself,
 }
 
-/// What is wrong with a zip archive or one of its entries.
+/// The fault of a zip archive or of one of its entries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ZipFault {

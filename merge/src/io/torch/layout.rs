@@ -16,7 +16,7 @@ use crate::{Error, Result, TensorInfo, TorchFault};
 const EXPANSION_LIMIT_BYTES: u64 = 1 << 30;
 
 /// How many times the storages all tensors together may have, as far as they exceed that limit: some share
-/// one, but a file must not stand for what is out of all proportion to it.
+/// one, but a file must not stand for a size out of all proportion to its own.
 const SHARING_LIMIT: u64 = 8;
 
 /// A storage in the file.

@@ -21,7 +21,7 @@ pub(crate) struct Legacy {
     pub(crate) storages: HashMap<String, (u64, u64)>,
 }
 
-/// What is wrong, and in which part of the file.
+/// The fault, and the part of the file that has it.
 pub(crate) struct LegacyError {
     pub(crate) part: &'static str,
     pub(crate) failure: Failure,

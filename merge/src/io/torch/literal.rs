@@ -69,7 +69,7 @@ pub(crate) fn integer_from_bytes(bytes: &[u8]) -> Value {
     }
 }
 
-/// Undoes the escapes `\uXXXX` and `\UXXXXXXXX` of protocol 0's strings; what is no such escape
+/// Undoes the escapes `\uXXXX` and `\UXXXXXXXX` of protocol 0's strings; text that is no such escape
 /// stays as it is.
 pub(crate) fn unescape_unicode(text: &str) -> Box<str> {
     let mut plain = String::with_capacity(text.len());

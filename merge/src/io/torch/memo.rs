@@ -6,7 +6,7 @@ use super::byte_stream::ByteStream;
 use super::fault::PickleFault;
 use super::value::Id;
 
-/// Numbers of values that a pickle may have where it is looked through beforehand.
+/// Numbers of values that a pickle may have where it is looked through first.
 const MOST_SLOTS: usize = 1 << 28;
 
 /// Values by number: those that are numbered in a row, as all but odd pickles have them, and others.
@@ -14,14 +14,14 @@ const MOST_SLOTS: usize = 1 << 28;
 pub(super) struct Memo {
     in_a_row: Vec<Id>,
     n_in_a_row: usize,
-    /// Those with odd numbers and, where only what is recalled is kept, that too.
+    /// Those with odd numbers and, where only recalled values are kept, that too.
     others: HashMap<u64, Id>,
     n_odd: usize,
     recalled: Option<Recalled>,
 }
 
 impl Memo {
-    /// One that keeps what is recalled only.
+    /// One that keeps only recalled values.
     pub(super) fn of_recalled(recalled: Recalled) -> Self {
         Self {
             recalled: Some(recalled),
@@ -115,7 +115,7 @@ impl Recalled {
     }
 }
 
-/// What an opcode does to the numbers.
+/// The effect of an opcode on the numbers.
 enum Step {
     Set,
     Recall(u64),

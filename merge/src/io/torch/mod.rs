@@ -66,7 +66,7 @@ pub(crate) fn sniff(first_bytes: &[u8]) -> Option<Container> {
 /// Opens a torch file of either kind.
 ///
 /// # Errors
-/// When the file is damaged, holds what is not supported, or calls what is not known to be
+/// When the file is damaged, holds values that are not supported, or calls a function that is not known to be
 /// harmless; nothing of it is run.
 pub(crate) fn open(
     path: &Path,

@@ -1,4 +1,4 @@
-//! What the calls of a pickle are taken to build. Nothing is called: known constructors become
+//! The values that the calls of a pickle are taken to build. Nothing is called: known constructors become
 //! data, the others objects that remember what they are, or the refusal of the file.
 
 use super::callables::{Meaning, Use, is_class, meaning};
@@ -6,7 +6,7 @@ use super::fault::PickleFault;
 use super::tensor;
 use super::value::{Arena, Distributed, DistributedKind, Global, Id, Object, Value, wrong_type};
 
-/// What a call gave.
+/// The result of a call.
 pub(crate) enum Built {
     /// A value of the arena.
     Value(Id),

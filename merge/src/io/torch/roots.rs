@@ -48,7 +48,7 @@ struct Holding {
 
 /// The roots of a file, the chosen one, and the names of its tensors.
 pub(crate) struct Choice {
-    /// What is listed, the chosen root first, then by size.
+    /// The roots in their order: the chosen one first, then by size.
     pub(crate) roots: Vec<Root>,
     /// The name of the chosen root.
     pub(crate) root: String,

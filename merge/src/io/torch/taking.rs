@@ -1,6 +1,6 @@
 //! Values that a reader takes out of a pickle as soon as they are whole, so that a long pickle needs little memory.
 //!
-//! Values lie in the order in which they are made. What is made for an entry of the stack lies behind the place that the
+//! Values lie in the order in which they are made. The values made for an entry of the stack lie behind the place that the
 //! arena had as the entry began, so all of it can be forgotten at once when the entry is taken, unless something older
 //! refers to it: a number of the memo that is recalled, or a container that was recalled and changed since. Plain values that
 //! are recalled, such as names of files, are kept apart, so that they hold nothing else.
@@ -24,7 +24,7 @@ pub(crate) trait Taker {
     fn item(&mut self, key: View<'_>, value: View<'_>) -> Result<bool, PickleFault>;
 }
 
-/// What there was as an entry of the stack began.
+/// The sizes at the moment when an entry of the stack began.
 #[derive(Clone, Copy)]
 struct Born {
     n_values: usize,
@@ -104,7 +104,7 @@ impl<'t> Taking<'t> {
         self.floor = arena.len();
     }
 
-    /// Offers an object, which is on top of the stack. Gives the value that stands for it where all that was made for it is
+    /// Offers an object, which is on top of the stack. Gives the value that stands for it where all values made for it are
     /// forgotten.
     pub(super) fn object(
         &mut self,
@@ -150,7 +150,7 @@ impl<'t> Taking<'t> {
         Ok(items)
     }
 
-    /// Forgets what was made since, if nothing refers to it.
+    /// Forgets the values made since, if nothing refers to them.
     fn forget(&self, arena: &mut Arena, born: Born) -> bool {
         let is_free = self.floor <= born.n_values && arena.n_records() == born.n_records;
         if is_free {

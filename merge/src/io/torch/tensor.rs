@@ -7,7 +7,7 @@ use crate::DType;
 /// Axes that a tensor may have, which is what torch's own operators take.
 pub(super) const AXIS_LIMIT: usize = 64;
 
-/// What the elements of a storage are.
+/// The type of a storage's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ElementType {
     Plain(DType),
@@ -90,7 +90,7 @@ impl ElementType {
 pub(crate) struct StorageRef {
     /// Its key: the name of its record, or of its place in the list of a legacy file.
     pub(crate) key: Box<str>,
-    /// What its elements are.
+    /// The type of its elements.
     pub(crate) element: ElementType,
     /// How many elements the pickle says it has.
     pub(crate) n_elements: u64,

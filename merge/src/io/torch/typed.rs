@@ -29,12 +29,12 @@ impl<'a> View<'a> {
         self.arena.get(self.id)
     }
 
-    /// What tells whether two views are of the same value.
+    /// The key that tells whether two views are of the same value.
     pub(crate) fn identity(self) -> usize {
         self.id.index()
     }
 
-    /// The fault of a value that is not what is needed.
+    /// The fault of a value of another type than the expected one.
     pub(crate) fn wrong(self, wanted: &'static str) -> PickleFault {
         wrong_type(wanted, self.value())
     }
@@ -44,7 +44,7 @@ impl<'a> View<'a> {
         self.value().kind()
     }
 
-    /// What a dictionary holds under a string, or the attribute of an object, unless it is `None`. Looks at all of them.
+    /// The value of a dictionary under a string, or the attribute of an object, unless it is `None`. Looks at all of them.
     pub(crate) fn get(self, key: &str) -> Option<Self> {
         let dictionary = match self.value() {
             Value::Object(object) => self.at(object.state?),

@@ -15,7 +15,7 @@ impl Id {
     pub(crate) const FALSE: Self = Self(1);
     pub(crate) const TRUE: Self = Self(2);
 
-    /// What numbers of values have that are kept apart from the others.
+    /// The bit in the numbers of values that are kept apart from the others.
     const APART: u32 = 1 << 31;
 
     pub(crate) fn index(self) -> usize {
@@ -179,7 +179,7 @@ impl Value {
 /// Memory granted to the values of one file.
 pub(crate) const MEMORY_LIMIT_BYTES: u64 = 128 << 20;
 
-/// What a value costs beside its content: the enum and the allocator's own data.
+/// The memory of a value beside its content: the enum and the allocator's own data.
 const VALUE_BYTES: u64 = 48;
 
 /// All values of a pickle, with the memory they take.
@@ -340,7 +340,7 @@ impl Arena {
     }
 }
 
-/// The fault of a value that is not what is needed.
+/// The fault of a value of another type than the expected one.
 pub(crate) fn wrong_type(wanted: &'static str, found: &Value) -> PickleFault {
     PickleFault::WrongType {
         wanted,

@@ -24,7 +24,7 @@ impl Listing {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            // What a link leads to counts.
+            // The target of a link counts.
             match std::fs::metadata(entry.path()) {
                 Ok(found) if found.is_file() => files.push(name),
                 Ok(found) if found.is_dir() => folders.push(name),

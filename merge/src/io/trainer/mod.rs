@@ -25,7 +25,7 @@ use super::torch::{self, Pickle};
 use super::{OpenOptions, TensorInfo, TensorSource};
 use crate::{DType, Error, Result, TrainerFault};
 
-/// What a file of such a folder is to its model.
+/// The role of a file of such a folder in its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// It describes the whole model, which it stands for.
@@ -44,11 +44,11 @@ pub(super) struct Opened {
 
 /// A kind of folders that trainers leave.
 pub(super) struct Kind {
-    /// What users call it, after "a" or "an".
+    /// The users' name for it, after "a" or "an".
     pub(super) name: &'static str,
     /// Whether a folder holds such a model.
     pub(super) is_in: fn(&Listing) -> bool,
-    /// What a file is to such a model, by its name and, where that does not tell, the names beside it. `None` for a file that is a model of its own, or none of it.
+    /// The role of a file in such a model, by its name and, where that does not tell, by the names of the files around. `None` for a file that is a model of its own, or none of it.
     pub(super) role: fn(&str, &dyn Fn() -> Vec<String>) -> Option<Role>,
     /// Opens the model of a folder.
     pub(super) open: fn(&Listing, &OpenOptions) -> Result<Opened>,
@@ -166,7 +166,7 @@ fn open_torch(path: &Path, files: &Arc<Pool>) -> Result<(Box<dyn TensorSource>, 
     })
 }
 
-/// What users call the model that trainers left among files of these names, of a folder that is not of this machine.
+/// The users' name for the model that trainers left among files of these names, of a folder that is not of this machine.
 pub(super) fn name_among(names: &[String]) -> Option<&'static str> {
     let is_part = |kind: &&&Kind| {
         names
@@ -176,7 +176,7 @@ pub(super) fn name_among(names: &[String]) -> Option<&'static str> {
     KINDS.iter().find(is_part).map(|kind| kind.name)
 }
 
-/// What users call the model that trainers left in a folder.
+/// The users' name for the model that trainers left in a folder.
 pub(super) fn name_in(folder: &Path) -> Result<Option<&'static str>> {
     Ok(kind_of(&Listing::of(folder)?)?.map(|kind| kind.name))
 }

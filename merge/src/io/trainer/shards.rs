@@ -39,7 +39,7 @@ const LIMIT_BYTES: usize = 96 << 20;
 /// Absent shards that a note names.
 const NAMED: usize = 8;
 
-/// What is kept of a box, beside twice its name and its shape.
+/// The memory of a box, beside twice its name and its shape.
 const BOX_BYTES: usize = 256;
 
 /// The number of a shard, from 1 on, by the name of its file.
@@ -96,7 +96,7 @@ fn open(listing: &Listing, options: &OpenOptions) -> Result<Opened> {
     })
 }
 
-/// What users should know of the shards that there are. A process that holds nothing that another does not hold writes no
+/// Notes for users on the shards. A process that holds nothing that another does not hold writes no
 /// shard, so a number that is not there need not be missing.
 fn note(listing: &Listing, shards: &[(usize, &String)]) -> String {
     let numbers: BTreeSet<usize> = shards.iter().map(|(number, _)| *number).collect();

@@ -12,7 +12,7 @@ use tempfile::{NamedTempFile, TempPath};
 use crate::io::folder::folder_of;
 use crate::{Error, Result, WriteFault};
 
-/// What `open` takes for a new file; the umask removes the rest.
+/// The mode that `open` takes for a new file; the umask removes the rest.
 const NEW_FILE_MODE: u32 = 0o666;
 
 /// How much of the target's name its temporary file has; a character has at most four bytes.
@@ -112,7 +112,7 @@ impl PartialFile {
 }
 
 /// Opens a file that a run before has left, for reading and writing, or makes a new one if it is to be
-/// there. What others may have put in its place is refused: no link is followed, nothing is waited for, and
+/// there. A file that others may have put in its place is refused: no link is followed, nothing is waited for, and
 /// a file that has another owner or another name belongs to somebody else.
 pub(super) fn open_own(path: &Path, is_made: bool) -> Result<File> {
     let failed = |source| Error::io("open", path, source);

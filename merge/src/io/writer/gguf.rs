@@ -62,7 +62,7 @@ pub(super) struct GgufLayout {
     before: Vec<u8>,
     /// Bytes of that record; `None` of a part without one.
     n_record_bytes: Option<usize>,
-    /// What the header says of the tensors, and what fills it up.
+    /// The header's entries of the tensors, and the bytes that fill it up.
     behind: Vec<u8>,
     starts: Vec<u64>,
     n_bytes: u64,

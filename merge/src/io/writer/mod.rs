@@ -76,7 +76,7 @@ impl ReadyFile {
     }
 }
 
-/// What goes with the weights into a model folder.
+/// The files that go with the weights into a model folder.
 #[derive(Default)]
 pub struct Belongings {
     /// Files beside the weights.
@@ -447,7 +447,7 @@ fn targets(
         .collect()
 }
 
-/// The index of a split model, complete but for its name.
+/// The index of a split model, complete except for its name.
 fn create_index(
     contents: Contents<'_>,
     runs: &[Range<usize>],
@@ -498,7 +498,7 @@ struct Shape {
     layouts: Vec<Box<dyn Layout>>,
 }
 
-/// Lays an output out; refuses what cannot be written.
+/// Lays an output out; refuses one that cannot be written.
 fn shape(
     contents: Contents<'_>,
     metadata: &BTreeMap<String, String>,

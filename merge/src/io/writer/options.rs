@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::io::{GgufHead, SourceFile};
 use crate::{Error, Result, WriteFault};
 
-/// What diffusers calls the weights of each part of a pipeline.
+/// The name that diffusers gives to the weights of each part of a pipeline.
 const DIFFUSERS: &str = "diffusion_pytorch_model";
 
 /// The kind of file to write.
@@ -60,7 +60,7 @@ pub struct WriteOptions {
     /// The output is the folder of `path`: it is made if it is not there, and what goes beside the
     /// weights is written, too.
     pub is_folder: bool,
-    /// What a GGUF file says beside its tensors.
+    /// The facts beside the tensors of a GGUF file.
     pub gguf: Option<Arc<GgufHead>>,
 }
 

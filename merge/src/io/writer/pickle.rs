@@ -140,7 +140,7 @@ impl Pickle {
     }
 }
 
-/// What torch calls the storage of a dtype. Newer dtypes have no class: their storages are
+/// The name that torch gives to the storage of a dtype. Newer dtypes have no class: their storages are
 /// untyped and the dtype itself is named, which is then the second value.
 fn torch_names(dtype: DType) -> (&'static str, bool) {
     match dtype {

@@ -15,10 +15,10 @@ use super::{atomic, shards};
 use crate::io::folder::folder_of;
 use crate::{Error, Result, WriteFault};
 
-/// What a ledger begins with.
+/// The mark at the beginning of a ledger.
 const MARK: &str = "vlmerge.resume/2";
 
-/// What the ledgers of every version begin with.
+/// The mark at the beginning of the ledgers of every version.
 const ANY_MARK: &str = "vlmerge.resume/";
 
 /// A line for each file of the largest model is far less.
@@ -39,17 +39,17 @@ pub(super) struct Ledger {
     n_complete: AtomicUsize,
 }
 
-/// What a ledger says.
+/// The contents of a ledger.
 struct Entries {
     fingerprint: String,
     n_parts: usize,
-    /// What the names of the files have in them that nobody can guess.
+    /// The part of the files' names that nobody can guess.
     token: String,
     done: BTreeSet<usize>,
 }
 
 impl Ledger {
-    /// Opens the ledger of an output of `n_parts` files. What it says is believed only if it is of the
+    /// Opens the ledger of an output of `n_parts` files. Its contents count only if it has the
     /// same fingerprint; else the files of that other output are removed.
     pub(super) fn open(target: &Path, fingerprint: &str, n_parts: usize) -> Result<Self> {
         let path = ledger_path(target);
@@ -142,7 +142,7 @@ impl Drop for Ledger {
     fn drop(&mut self) {
         if self.n_complete() == 0 {
             for path in self.partials.iter().chain([&self.path]) {
-                // What cannot be removed is in nobody's way.
+                // A file that cannot be removed is in nobody's way.
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -202,7 +202,7 @@ fn is_partial(target: &Path, name: &OsStr) -> bool {
     is_part || OsStr::new(inner) == index
 }
 
-/// What the ledger of an output says, if it is there and of this program.
+/// The contents of an output's ledger, if it is there and of this program.
 fn entries(target: &Path) -> Option<Entries> {
     let path = ledger_path(target);
     let mut file = atomic::open_own(&path, false).ok()?;
@@ -231,11 +231,11 @@ pub(super) fn kept_bytes(target: &Path, n_parts: usize) -> u64 {
     sizes.map(|metadata| metadata.blocks() * 512).sum()
 }
 
-/// What is found in the place of a ledger.
+/// The file at the place of a ledger.
 enum Said {
     /// An empty file, or a ledger of another version or without a valid first line.
     Nothing,
-    /// What another program wrote.
+    /// A file of another program.
     Strange,
     Entries(Entries),
 }

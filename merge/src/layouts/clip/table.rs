@@ -42,7 +42,7 @@ pub(super) enum Presence {
 pub(super) enum Name {
     /// The spelling has no such parameter.
     None,
-    /// The same tensor, but for axes of length 1.
+    /// The same tensor, except for axes of length 1.
     Is(&'static str),
     /// The transpose of a matrix.
     Turned(&'static str),
@@ -316,7 +316,7 @@ pub(super) const GROUPS: &[Group] = &[
         parameters: &[
             row(SCALE, Scale, &[], Is(SCALE), Is(SCALE)),
             only(Siglip, row(BIAS, Scale, &[], Is(BIAS), Is(BIAS))),
-            // The name is ours, for no library keeps it with the model.
+            // The name is ours, because no library keeps it with the model.
             only(
                 Classifying,
                 row(

@@ -130,7 +130,7 @@ pub(super) fn no_counterpart(
     .into()
 }
 
-/// The place of a parameter in the file, and its shape as merges see it but for axes of length 1.
+/// The place of a parameter in the file, and its shape as merges see it except for axes of length 1.
 fn found(
     source: &Checkpoint,
     from: ClipSpelling,

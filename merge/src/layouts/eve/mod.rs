@@ -154,7 +154,7 @@ impl Layout for Eve {
         place.layer()
     }
 
-    /// `routing` in the place of `gate.wg`.
+    /// `routing` in place of `gate.wg`.
     fn routing_key(&self, slot: &Slot) -> Option<String> {
         let layer = self.gram_key(slot, None)?;
         let mixture = layer.strip_suffix(".gate.wg")?;

@@ -182,7 +182,7 @@ impl<'a> Survey<'a> {
         name
     }
 
-    /// Sentences about what blocks hold in the place of a feed-forward network.
+    /// Sentences about what blocks hold in place of a feed-forward network.
     fn say_blocks(&mut self) {
         let what = |block: usize| -> String {
             let networks = self.networks.get(&block).map_or(0, BTreeSet::len);
@@ -252,7 +252,7 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// Weights do not tell the heads, but for the columns of a table of relative positions.
+    /// Weights do not tell the heads, except for the columns of a table of relative positions.
     fn heads(&mut self, width: Option<usize>, n_blocks: usize) -> Option<usize> {
         let width = width?;
         if let Some(heads) = self.record.heads {
@@ -287,7 +287,7 @@ impl<'a> Survey<'a> {
     }
 
     /// Patches a side by the table of relative positions, whose text has as many rows as the published program gives
-    /// it: the size of the picture cannot be told from the rows alone, so this takes 196 text positions.
+    /// it: the rows alone do not tell the size of the picture, so this takes 196 text positions.
     fn relative_side(&mut self) -> Option<usize> {
         let rows = self.outer_axis(RELATIVE_TABLE, 0)?;
         let text = self.record.text_table_len.unwrap_or(TEXT_POSITIONS);

@@ -100,7 +100,7 @@ pub struct FlmSizes {
 }
 
 impl FlmSizes {
-    /// The published size: ViT-B/32 but for its last block, at 288 px, and the lower half of roberta-base.
+    /// The published size: ViT-B/32 except for its last block, at 288 px, and the lower half of roberta-base.
     pub const BASE: Self = Self {
         image: TowerSizes {
             n_blocks: 11,

@@ -112,7 +112,7 @@ impl Families {
         Ok((n_alike, differing))
     }
 
-    /// Whether the three language heads are tensors of their own. What the file ties is tied; else its settings
+    /// Whether the three language heads are tensors of their own. Heads that the file ties are tied; else its settings
     /// say it; else copies that differ are heads of their own if all other copies in the file agree.
     fn are_heads_apart(
         &self,

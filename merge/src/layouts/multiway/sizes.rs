@@ -117,7 +117,7 @@ impl Sizes {
         }
     }
 
-    /// With the sizes that are given in the place of these; the FFN is four times as wide as a given
+    /// With the sizes that are given in place of these; the FFN is four times as wide as a given
     /// width unless it is given too.
     #[must_use]
     pub fn with(mut self, given: &GivenSizes) -> Self {

@@ -37,7 +37,7 @@ pub(super) fn of_misfit(target: &str, expected: &TensorInfo) -> String {
     "the base has other sizes: was the adapter trained on another one? Its adapter_config.json may name it".to_owned()
 }
 
-/// The tensor of the base that is called as `target` but for its beginning: what both begin with, and its name.
+/// The tensor of the base that is called as `target` except for its beginning: what both begin with, and its name.
 /// Names of other layers are other tensors.
 fn other_beginning<'a>(
     base: &'a Checkpoint,

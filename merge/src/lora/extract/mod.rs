@@ -35,7 +35,7 @@ pub struct ExtractOptions {
     pub exclude: Vec<Regex>,
     /// Whether embeddings get factors, too.
     pub embeddings: bool,
-    /// Whether what has no factors is kept whole.
+    /// Whether tensors without factors are kept whole.
     pub save_whole: bool,
     /// Whether linear weights are kept as `(in, out)`.
     pub fan_in_fan_out: bool,

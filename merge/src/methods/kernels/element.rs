@@ -83,7 +83,7 @@ pub trait Real:
     fn abs(self) -> Self;
     /// The bits of the value without its sign, which are ordered like the values themselves.
     fn magnitude(self) -> u64;
-    /// The magnitude's bits but for the lowest `shift`, of which no more than 32 may be left.
+    /// The magnitude's bits except for the lowest `shift`, of which no more than 32 may be left.
     fn upper_bits(self, shift: u32) -> u32;
     /// Whether the magnitude's bits lie between two numbers, both included.
     fn is_within(self, low: u64, high: u64) -> bool;

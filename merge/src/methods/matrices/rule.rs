@@ -64,7 +64,7 @@ pub(in crate::methods) fn matrix_of(group: &GroupShape<'_>) -> Option<(usize, us
 
 /// Whether a name is that of a head, or of a table of embeddings or positions.
 pub(crate) fn is_table(key: &str) -> bool {
-    // What SigLIPs call their pooling of images and their projection of texts.
+    // SigLIP's names for the pooling of images and the projection of texts.
     if key.starts_with("vision_model.head.") || key.starts_with("text_model.head.") {
         return false;
     }

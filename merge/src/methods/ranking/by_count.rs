@@ -76,7 +76,7 @@ pub(in crate::methods) fn find(
             equal: 0,
         })
         .collect();
-    // The first digit has what is left of the bits: 15 for either type.
+    // The first digit has the rest of the bits: 15 for either type.
     let mut below = bits - (bits - 1) % DIGIT_BITS - 1;
     let mut known = bits;
     loop {

@@ -95,7 +95,7 @@ impl Search {
         self.prefix
     }
 
-    /// Takes up the next bits by the number of values with each.
+    /// Takes the next bits by the number of values with each.
     pub(in crate::methods) fn narrow(&mut self, counts: &[u64]) {
         let mut bin = 0;
         for (index, &count) in counts.iter().enumerate() {

@@ -25,7 +25,7 @@ pub(in crate::methods) enum Sparsifier {
         /// The probability.
         share: f64,
     },
-    /// `share` stay, of what is left when the `outliers` largest are gone.
+    /// `share` stay, of those that remain without the `outliers` largest.
     WithoutOutliers {
         /// Share of the elements.
         share: f64,

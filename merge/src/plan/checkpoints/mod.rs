@@ -214,7 +214,7 @@ impl Builder<'_> {
         match result {
             Ok(value) => Some(value),
             Err(fault) => {
-                // What is wrong in the recipe comes back for every tensor.
+                // A recipe fault repeats for every tensor; report it once.
                 if self
                     .faults
                     .iter()

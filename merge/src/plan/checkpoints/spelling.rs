@@ -28,7 +28,7 @@ pub(super) fn compare<'a>(
     prefixes(one, &own, &foreign).or_else(|| experts((one, &own), (other, &foreign)))
 }
 
-/// One beginning in the place of another: `bert.encoder…` and `encoder…`.
+/// One beginning in place of another: `bert.encoder…` and `encoder…`.
 fn prefixes(one: &str, own: &BTreeSet<&str>, foreign: &BTreeSet<&str>) -> Option<Spelling> {
     let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     let step = (own.len() / N_TRIED).max(1);

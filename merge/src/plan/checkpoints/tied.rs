@@ -31,7 +31,7 @@ impl Builder<'_> {
             let Some(&wanted) = by_name.get(of.as_str()) else {
                 continue;
             };
-            // What is wrong with them is found when they are merged.
+            // Their faults are found when they are merged.
             if let (Ok(own), Ok(others)) =
                 (self.values_of(wanted, of), self.values_of(wanted, name))
                 && !own.are_those_of(&others)

@@ -83,7 +83,7 @@ impl Models {
         Ok(names.into_iter().map(place).collect())
     }
 
-    /// The layers of each slice one after the other, and what is outside the layers: what comes before
+    /// The layers of each slice one after the other, and the tensors outside the layers: those before
     /// them from the first slice, all else from the last.
     fn by_slice<'a>(
         &self,

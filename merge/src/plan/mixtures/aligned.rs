@@ -52,7 +52,7 @@ pub(super) enum Move {
     /// Hidden units, heads and residual streams of a transformer, which both models have alike.
     Network {
         own: Network,
-        /// What is known of their activations, where those count.
+        /// The statistics of their activations, where those count.
         observed: Option<Observation>,
     },
 }
@@ -352,7 +352,7 @@ impl Arranger for Arc<Aligned> {
     }
 }
 
-/// Asks for each item, on threads of their own: a thread of a pool may wait for what is found here.
+/// Asks for each item, on threads of their own: a thread of a pool may wait for the results of this one.
 pub(super) fn on_threads<I: Sync, T: Send>(
     items: &[I],
     n_threads: usize,

@@ -1,4 +1,4 @@
-//! What a recipe gives beside a model for the matching of its parts: files of outputs and of activations.
+//! Files that a recipe gives beside a model for the matching of its parts: files of outputs and of activations.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(in crate::plan) fn refuse_unused(recipe: &MergeRecipe) -> Result<()> {
     Ok(())
 }
 
-/// What a model's layers read, by its activation files.
+/// The inputs of a model's layers, by its activation files.
 pub(super) fn activations(
     recipe: &MergeRecipe,
     models: &Models,

@@ -81,7 +81,7 @@ pub(super) fn prepare(
     Ok(experts)
 }
 
-/// Checks that the models have as many experts in each mixture. What no model has whole is merged by its names.
+/// Checks that the models have as many experts in each mixture. A mixture that no model has whole is merged by its names.
 fn compare(
     recipe: &MergeRecipe,
     models: &Models,
@@ -387,7 +387,7 @@ impl Experts {
     }
 }
 
-/// Refuses what cannot be merged in another order than its own.
+/// Refuses merges whose files are in the models' own order.
 fn require_alignable(
     setting: &'static str,
     recipe: &MergeRecipe,

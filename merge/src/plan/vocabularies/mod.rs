@@ -53,7 +53,7 @@ pub(super) fn align(
     }
 }
 
-/// The models that give rows of tokens: all, but for those of which a recipe takes other modules alone.
+/// The models that give rows of tokens: all, except for those of which a recipe takes other modules alone.
 fn of_tokens(recipe: &MergeRecipe, models: &Models, modules: Option<&Modules>) -> Vec<bool> {
     let Some(modules) = modules else {
         return vec![true; models.refs().len()];

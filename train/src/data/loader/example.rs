@@ -9,7 +9,7 @@ use crate::data::{Example, Loaded};
 use crate::objectives::Needs;
 
 impl Loader {
-    /// Adds what is `wanted` of an example, its place in the batch and its number given; its draws are keyed by
+    /// Adds the `wanted` inputs of an example, its place in the batch and its number given; its draws are keyed by
     /// `name`.
     pub(super) fn add(
         &self,

@@ -64,7 +64,7 @@ impl Where<'_> {
 pub enum Ended {
     /// All steps are done.
     Done,
-    /// The user stopped it; it can be taken up.
+    /// The user stopped it; it can be resumed.
     Stopped,
 }
 

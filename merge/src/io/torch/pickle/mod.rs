@@ -139,7 +139,7 @@ impl<'s, 'a> Machine<'s, 'a> {
                 self.charge_peak()
             }
             b'0' => match self.marks.last() {
-                // As Python has it: a mark on top is what is popped.
+                // As in Python: a mark on top is popped itself.
                 Some(&mark) if mark == self.stack.len() => {
                     self.marks.pop();
                     Ok(())

@@ -1,4 +1,4 @@
-//! What `.metadata` says: tensors, their pieces, and the place of each.
+//! The contents of `.metadata`: tensors, their pieces, and the place of each.
 //!
 //! A pickle of a million pieces is a gigabyte of values. Tensors and places are taken out of it as it is read, and become
 //! rows of numbers.
@@ -32,7 +32,7 @@ const LIMIT_BYTES: usize = 48 << 20;
 /// Memory for the paths of tensors and values.
 const PATH_LIMIT_BYTES: usize = 32 << 20;
 
-/// What a checkpoint consists of.
+/// The parts of a checkpoint.
 pub(super) struct Metadata {
     pub(super) tensors: Vec<Stored>,
     /// Where values stand that are no tensors.
@@ -171,7 +171,7 @@ struct Reader<'p> {
     n_left: usize,
     /// The most memory.
     limit: usize,
-    /// The first fault of what was taken out of the pickle.
+    /// The first fault of the values taken out of the pickle.
     failed: Option<Error>,
 }
 
@@ -213,7 +213,7 @@ impl Reader<'_> {
         .into()
     }
 
-    /// Refuses more than what is granted.
+    /// Refuses more than the granted number.
     fn require_memory(&mut self) {
         let n_bytes = self.n_chunk_bytes
             + self.places.n_bytes()
@@ -303,7 +303,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The checkpoint, of what was taken and what was left.
+    /// The checkpoint, made of the taken values and the others.
     fn finish(mut self, root: View<'_>) -> Result<Metadata> {
         let mut paths = Paths::of(root).map_err(|fault| self.fault(None, fault))?;
         let described = (root.attribute("state_dict_metadata")).and_then(View::items);

@@ -34,7 +34,7 @@ const METADATA: &str = ".metadata";
 /// Ending of the files with pieces.
 const ENDING: &str = ".distcp";
 
-/// What becomes of values that are no tensors.
+/// The treatment of values that are no tensors.
 const LOADER: &str = "torch.load";
 
 /// Pieces of a model that are looked at as it is opened. Those of a model with more are looked at as they are read, for
@@ -168,7 +168,7 @@ fn name(
     Ok((choice.roots, choice.root))
 }
 
-/// Beginnings of keys under which trainers keep what is no weight, beside weights that have no key of their own.
+/// Beginnings of keys under which trainers keep other things than weights, beside weights that have no key of their own.
 const STATES: [&str; 7] = [
     "optim",
     "lr_sched",

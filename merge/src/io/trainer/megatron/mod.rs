@@ -31,7 +31,7 @@ pub(super) const KIND: Kind = Kind {
 
 const NAME: &str = "Megatron-LM checkpoint";
 
-/// What the file of a rank is called; the second where the optimizer is split over ranks and apart.
+/// The name of a rank's file; the second where the optimizer is split over ranks and apart.
 const FILES: [&str; 2] = ["model_optim_rng.pt", "model_rng.pt"];
 
 /// The file with the number of the last iteration.

@@ -503,7 +503,7 @@ fn finish(shown: &Path, model: Whole, stages: Vec<Vec<Rank>>) -> Result<Opened> 
     })
 }
 
-/// What the first rank says of the run.
+/// The first rank's record of the run.
 fn values(rank: &Rank) -> Vec<(ObjectPath, PlainValue)> {
     let is_of_run = |path: &ObjectPath| match &path.0[..] {
         [_] => true,

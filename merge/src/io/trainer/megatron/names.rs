@@ -15,7 +15,7 @@ pub(super) enum Cut {
     Same,
 }
 
-/// What a tensor is, where that matters.
+/// The kind of a tensor, where that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// A table with a row for each token.
@@ -30,11 +30,11 @@ pub(super) enum Part {
     Outputs,
     /// A layer of which each rank has some inputs.
     Inputs,
-    /// What each rank has.
+    /// The part of each rank.
     Whole,
 }
 
-/// What a tensor is by its name; `None` for a name that is not known.
+/// The kind of a tensor by its name; `None` for a name that is not known.
 pub(super) fn part(name: &str) -> Option<Part> {
     let mut segments = name.rsplit('.');
     let (parameter, module) = (segments.next()?, segments.next()?);

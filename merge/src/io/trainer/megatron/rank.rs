@@ -1,4 +1,4 @@
-//! What one rank of Megatron wrote: its part of the model, and the arguments of the run.
+//! The files of one rank of Megatron: its part of the model, and the arguments of the run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

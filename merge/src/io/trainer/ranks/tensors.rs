@@ -55,7 +55,7 @@ impl Rank {
     }
 }
 
-/// What a rank holds of a tensor.
+/// The part of a tensor that a rank holds.
 #[derive(Clone, Copy)]
 enum Held<'a> {
     /// All of it.
@@ -278,7 +278,7 @@ fn pieces_of(
     Ok(pieces)
 }
 
-/// What tells tensors of one place: the name that each rank's file gives to the place; `None` for a tensor that shares
+/// The key of tensors of one place: the name that each rank's file gives to the place; `None` for a tensor that shares
 /// its place with no other.
 pub(super) fn place(entry: &TensorEntry, ranks: &[Rank]) -> Option<Vec<Option<String>>> {
     let key = entry.path.to_string();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::io::trainer::Listing;
 use crate::{Result, ZeroFault};
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Holds {
     /// The model as all ranks have it, of a group of tensor-parallel ranks.
@@ -89,7 +89,7 @@ pub(super) struct Files {
     pub(super) model: Option<String>,
     /// The model as each rank has it, by rank.
     pub(super) models: BTreeMap<usize, String>,
-    /// What each rank updates, by rank.
+    /// The weights that each rank updates, by rank.
     pub(super) optimizers: BTreeMap<usize, String>,
 }
 

@@ -236,7 +236,7 @@ fn universal(
     Ok(found)
 }
 
-/// The model states of the ranks after the first, which differ only in their shares of what is not updated.
+/// The model states of the ranks after the first, which differ only in their shares of parameters that are not updated.
 fn others(
     listing: &Listing,
     (files, pool): (&Files, &Arc<Pool>),

@@ -11,7 +11,7 @@ use crate::io::widened::Widened;
 use crate::io::{Aliases, Container, OpenOptions, Root, SourceInfo, TensorEntry, TensorSource};
 use crate::{DType, Error, Result, TensorInfo, ZeroFault};
 
-/// What the ranks fill up their parts of a group for: its elements are a multiple of twice as many as there are ranks.
+/// The reason why ranks fill up their parts of a group: its elements are a multiple of twice the number of ranks.
 const ALIGNMENT_PER_RANK: usize = 2;
 
 /// The entry of the file that holds the tensors of the model.
@@ -20,7 +20,7 @@ const MODULE: &str = "module";
 /// The entry with parameters that are not updated.
 const FROZEN: &str = "frozen_param_fragments";
 
-/// What Lightning puts before the names of a model.
+/// The prefix that Lightning puts before the names of a model.
 const FORWARD_MODULE: &str = "_forward_module.";
 
 /// A model that is being put together.
@@ -134,7 +134,7 @@ impl Model {
         self.add_all_frozen()
     }
 
-    /// Adds what is not updated: whole, or in shares.
+    /// Adds the parameters that are not updated: whole, or in shares.
     fn add_all_frozen(&mut self) -> Result<()> {
         let fragments = self.fragments();
         for parameter in std::mem::take(&mut self.states.frozen) {
@@ -284,7 +284,7 @@ impl Model {
     fn ties(&mut self, module: &BTreeMap<String, usize>) -> Result<Aliases> {
         let mut aliases = Aliases::new();
         for (name, of) in std::mem::take(&mut self.states.ties) {
-            // What has no values is in no file on purpose, as weights that are not updated may be.
+            // A tensor without values is in no file on purpose, as weights that are not updated may be.
             if !self.names.contains(&of) {
                 continue;
             }
@@ -426,7 +426,7 @@ fn whole(tensor: usize, shape: &[usize]) -> Piece {
     Piece::whole(0, tensor, shape, shape, &vec![0; shape.len()])
 }
 
-/// What buffers are read in: full precision, as `zero_to_fp32.py` gives them. Whole numbers stay what they are.
+/// The type as which buffers are read: full precision, as `zero_to_fp32.py` gives them. Whole numbers keep their type.
 fn widened(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,

@@ -60,7 +60,7 @@ impl Row {
     }
 }
 
-/// What each of `world` ranks holds of `n_elements` that are cut into equal shares, the last of them filled up.
+/// The share of each of `world` ranks in `n_elements` that are cut into equal shares, the last of them filled up.
 pub(super) fn share(n_elements: usize, world: usize) -> usize {
     n_elements.div_ceil(world)
 }
@@ -101,7 +101,7 @@ mod tests {
             cut(&[2, 0, 1, 3], 1, 4),
             [(0, 1, 1, 0), (2, 0, 1, 1), (3, 0, 2, 2)]
         );
-        // What is not there is left to the check for holes.
+        // The check for holes finds the missing ones.
         assert_eq!(cut(&[2], 1, 4), [(0, 1, 1, 0)]);
         assert_eq!(cut(&[2], 7, 1), []);
         assert_eq!(cut(&[], 0, 1), []);

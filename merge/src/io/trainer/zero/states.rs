@@ -1,4 +1,4 @@
-//! What the files of DeepSpeed say of the model: its states, and those of its optimizer.
+//! The model in the files of DeepSpeed: its states, and those of its optimizer.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::{Result, ZeroFault};
 /// Memory for what a file describes. It may repeat a name or a shape at no cost.
 const LIMIT_BYTES: usize = 64 << 20;
 
-/// What a parameter takes beside its name and shape.
+/// The memory of a parameter beside its name and shape.
 const PARAMETER_BYTES: usize = 64;
 
 /// A parameter as a file describes it.
@@ -100,7 +100,7 @@ pub(super) struct OptimizerStates {
     groups: Vec<(usize, usize)>,
 }
 
-/// What holds the states in the file of a rank.
+/// The dictionary of the states in the file of a rank.
 const STATES: &str = "optimizer_state_dict";
 
 impl OptimizerStates {
@@ -187,7 +187,7 @@ fn experts(path: &Path) -> crate::Error {
 struct Entries<'a> {
     path: &'a Path,
     root: View<'a>,
-    /// Memory that what was read of it takes.
+    /// Memory of the part that was read.
     n_bytes: usize,
 }
 

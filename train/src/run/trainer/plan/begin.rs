@@ -12,7 +12,7 @@ use crate::run::RunFolder;
 use crate::run::trainer::{Pace, Trainer, Where};
 
 impl<'a> Trainer<'a> {
-    /// Plans a run and begins it, or takes it up where its folder has a state.
+    /// Plans a run and begins it, or goes on with it where its folder has a state.
     ///
     /// # Errors
     /// As [`TrainPlan::of`] and [`Trainer::begin`].

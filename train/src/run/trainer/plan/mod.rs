@@ -36,7 +36,7 @@ use crate::run::{KeptState, Memory, RunFolder, Start, TrainState, Validation, Wa
 use crate::{Error, Result};
 
 /// A run that is checked and has not begun: data and weights are open, the newest state of its folder
-/// is taken up, and nothing is written. [`TrainPlan::of`] and [`TrainPlan::fresh`] are the only ways to
+/// is read, and nothing is written. [`TrainPlan::of`] and [`TrainPlan::fresh`] are the only ways to
 /// one; [`Trainer::begin`](super::Trainer::begin) begins it.
 pub struct TrainPlan {
     recipe: CheckedRecipe,
@@ -77,7 +77,7 @@ pub struct Prepared {
 }
 
 impl TrainPlan {
-    /// Opens data and weights of a recipe, and takes up the newest state of the folder if there
+    /// Opens data and weights of a recipe, and reads the newest state of the folder if there
     /// is one.
     ///
     /// # Errors
