@@ -219,7 +219,7 @@ def main():
     given.folder.mkdir(parents=True, exist_ok=True)
     path = given.folder / "eve.safetensors"
     if not path.exists():
-        made = ["synth", "--family", "eve", "--size", "base", "--image-size", "224", "--heads", "irtr", path]
+        made = ["synth", "--family", "eve", "--size", "base", "--image-size", "224", "--heads", "retrieval", path]
         subprocess.run([PROGRAM, *made], check=True)
     if given.only:
         torch_line(path, given)

@@ -196,7 +196,7 @@ def regmean_model():
     specific, grams = FOLDER / "specific-f32.safetensors", FOLDER / "grams.safetensors"
     if not grams.exists():
         subprocess.run([sys.executable, "-c", MAKE_GRAMS, str(grams)], check=True)
-    command = [PROGRAM, "-q", "regmean", specific, "--grams", grams, "--for", "irtr", "--force", "--out", FOLDER / "out.safetensors", "--no-hash"]
+    command = [PROGRAM, "-q", "regmean", specific, "--grams", grams, "--for", "retrieval", "--force", "--out", FOLDER / "out.safetensors", "--no-hash"]
     results = in_turn({"vlmerge regmean": command})
     report("RegMean of a whole base model, grams of 24 expert blocks", results, "vlmerge regmean", [])
 

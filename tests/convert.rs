@@ -299,6 +299,32 @@ fn an_flm_goes_from_pre_training_to_a_task_with_its_ties() {
 }
 
 #[test]
+fn retrieval_is_still_known_as_irtr() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let (one, same, model) = (
+        at("one.safetensors"),
+        at("same.safetensors"),
+        at("flm.safetensors"),
+    );
+    synth_flm("retrieval", &one);
+    synth_flm("irtr", &same);
+    assert_eq!(hashes(&one), hashes(&same));
+    let found = fine(&["inspect", "--json", text(&one)]).json();
+    assert_eq!(found["layout"]["name"], "flm/retrieval");
+    synth_flm("pretrain", &model);
+    for to in ["flm-retrieval", "flm-irtr"] {
+        let out = at(&format!("{to}.safetensors"));
+        fine(&["expand", text(&model), text(&out), "--to", to]);
+        let found = fine(&["inspect", "--json", text(&out)]).json();
+        assert_eq!(found["layout"]["name"], "flm/retrieval", "{to}");
+    }
+    for heads in ["retrieval", "irtr"] {
+        fine(&["synth", "--heads", heads, "--dry-run"]);
+    }
+}
+
+#[test]
 fn an_eve_goes_from_pre_training_to_a_task_in_its_programs_container() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);

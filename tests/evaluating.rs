@@ -115,7 +115,14 @@ fn grams_of_real_pictures_merge_a_model_that_is_measured_and_shown() {
         said.stdout
     );
     let regmean = [
-        "regmean", SPECIFIC, "--grams", &grams, "--for", "irtr", "--out", &merged,
+        "regmean",
+        SPECIFIC,
+        "--grams",
+        &grams,
+        "--for",
+        "retrieval",
+        "--out",
+        &merged,
     ];
     ok(&vlmerge(&regmean));
     let recipe = data.path("half.yaml");
@@ -241,7 +248,14 @@ fn a_sweep_marks_its_best_point() {
     let data = Data::build(&["coco"]);
     let out = data.path("sweep.json");
     let sweep = [
-        "sweep", SPECIFIC, "--ratio", "0:1:0.5", "--for", "irtr", "--out", &out,
+        "sweep",
+        SPECIFIC,
+        "--ratio",
+        "0:1:0.5",
+        "--for",
+        "retrieval",
+        "--out",
+        &out,
     ];
     let said = run(&sweep, &data.flags("retrieval", "val"));
     ok(&said);
@@ -344,7 +358,15 @@ fn grams_go_on_after_a_kill_and_come_out_the_same() {
     for grams in [&full, &sum] {
         let merged = data.path("merged.safetensors");
         let regmean = [
-            "regmean", SPECIFIC, "--grams", grams, "--for", "irtr", "--out", &merged, "--force",
+            "regmean",
+            SPECIFIC,
+            "--grams",
+            grams,
+            "--for",
+            "retrieval",
+            "--out",
+            &merged,
+            "--force",
         ];
         ok(&vlmerge(&regmean));
     }

@@ -16,7 +16,7 @@ const HOST: &str = "backbone.encoder.layers.2.mlp_moe.moe";
 
 /// A small model for retrieval.
 fn synth(name: &str, seed: usize, folder: &TempDir) {
-    let line = format!("-q synth {{}}/{name}.safetensors {SIZES} --heads irtr --seed {seed}");
+    let line = format!("-q synth {{}}/{name}.safetensors {SIZES} --heads retrieval --seed {seed}");
     ok(run(&line, folder));
 }
 

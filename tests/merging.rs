@@ -50,7 +50,14 @@ fn the_three_verbs_and_the_recipe_they_print_give_the_same_bytes() {
             "0.75",
         ],
         &[
-            "regmean", SPECIFIC, "--grams", grams, "--shrink", "0.9", "--for", "irtr",
+            "regmean",
+            SPECIFIC,
+            "--grams",
+            grams,
+            "--shrink",
+            "0.9",
+            "--for",
+            "retrieval",
         ],
     ];
     for case in cases {

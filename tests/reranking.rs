@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use crate::csv_tables::table;
 use crate::program::{Said, ok, run};
 
-const SYNTH: &str = "-q synth --family eve --heads irtr --blocks 3 --width 8 --attention-heads 2 --ffn-width 12 \
+const SYNTH: &str = "-q synth --family eve --heads retrieval --blocks 3 --width 8 --attention-heads 2 --ffn-width 12 \
                      --mixtures 1 --experts 4 --patch-size 4 --image-size 8 --vocabulary 101 --text-len 16 --pair-len 12 \
                      --deviation 0.5";
 

@@ -7,7 +7,7 @@ use crate::program::{Said, start, vlmerge, wait_until_kept};
 const RECIPE: &str = "\
 merge_method: interpolate
 models: [{ model: fixtures/ckpt/all_moe_pretrain.ckpt }]
-for: irtr
+for: retrieval
 parameters: { ratio: { search: [0.0, 1.0] } }
 ";
 

@@ -53,7 +53,7 @@ type Published<'a> = (Form, &'a Sizes, u64, u64, [(u64, usize); 4]);
 
 const RUNS: [(Heads, usize); 4] = [
     (Heads::Pretrain, 224),
-    (Heads::Irtr, 384),
+    (Heads::Retrieval, 384),
     (Heads::Vqa, 480),
     (Heads::Nlvr2, 384),
 ];
@@ -134,7 +134,7 @@ fn the_catalog_lists_exactly_what_the_published_program_saved() {
     ] {
         // The fixtures have all heads at once; the third token type is NLVR2's.
         let mut all = BTreeMap::new();
-        for heads in [Heads::Pretrain, Heads::Irtr, Heads::Vqa, Heads::Nlvr2] {
+        for heads in [Heads::Pretrain, Heads::Retrieval, Heads::Vqa, Heads::Nlvr2] {
             all.extend(listed(form, &fixture_sizes(), heads, true).0);
         }
         // No text length was set for fused passes; and one head is for image classification.

@@ -109,7 +109,7 @@ const CENSUS: [(FlmTask, usize, u64); 8] = [
     (FlmTask::Vqa, 1039, 313_454_393),
     (FlmTask::Nlvr2, 1039, 309_641_986),
     (FlmTask::Caption, 1039, 346_571_611),
-    (FlmTask::Irtr, 1039, 307_326_469),
+    (FlmTask::Retrieval, 1039, 307_326_469),
 ];
 
 fn scalars(plan: &MergePlan) -> u64 {
@@ -181,6 +181,7 @@ fn parts_hold_the_published_scalars() {
 #[test]
 fn a_checkpoint_tells_its_task_and_its_sizes() {
     let folder = tempfile::tempdir().expect("a folder");
+    assert_eq!(FlmTask::named("irtr"), Some(FlmTask::Retrieval));
     for (task, name) in FlmTask::ALL {
         let spec = tiny(task);
         for file in ["model.safetensors", "model.ckpt"] {
@@ -202,6 +203,10 @@ fn a_checkpoint_tells_its_task_and_its_sizes() {
             }
             assert_eq!(found, spec, "{evidence}");
             assert_eq!(every_name(&checkpoint).len(), spec.names().len());
+            assert_eq!(FlmTask::named(name), Some(task));
+            // The name of older versions.
+            let former = layouts::by_name("flm/irtr", &checkpoint);
+            assert_eq!(former.is_ok(), task == FlmTask::Retrieval);
         }
     }
 }

@@ -279,7 +279,11 @@ fn beit_is_read_in_both_spellings() {
     assert_eq!(slot_keys(&original, found.as_ref()), slots);
     assert!(slots.contains("transformer.blocks.0.attn.relative_position_bias_table"));
     assert!(slots.contains("transformer.fc_norm.weight"));
-    assert!(found.used_experts(Task::Irtr, BlockId::only(0)).is_empty());
+    assert!(
+        found
+            .used_experts(Task::Retrieval, BlockId::only(0))
+            .is_empty()
+    );
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn layer_scale_and_heads_are_shared_and_buffers_derived() {
 fn gram_names_of_each_task_are_those_of_the_published_files() {
     let (all_moe, layout) = detected("ckpt/all_moe.safetensors");
     for (file, task) in [
-        ("irtr", Task::Irtr),
+        ("irtr", Task::Retrieval),
         ("vqa", Task::Vqa),
         ("nlvr2", Task::Nlvr2),
     ] {
@@ -244,11 +244,11 @@ fn tasks_use_the_published_experts() {
         layout.block_experts(block(10)),
         [Vision, Language, VisionLanguage]
     );
-    for task in [Task::Irtr, Task::Vqa, Task::Nlvr2] {
+    for task in [Task::Retrieval, Task::Vqa, Task::Nlvr2] {
         assert_eq!(layout.used_experts(task, block(9)), [Vision, Language]);
     }
     assert_eq!(
-        layout.used_experts(Task::Irtr, block(10)),
+        layout.used_experts(Task::Retrieval, block(10)),
         [Vision, Language]
     );
     assert_eq!(layout.used_experts(Task::Vqa, block(11)), [VisionLanguage]);

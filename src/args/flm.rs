@@ -19,7 +19,8 @@ pub enum TaskArg {
     /// Reasoning over two images
     Nlvr2,
     /// Retrieval by ranking pairs
-    Irtr,
+    #[value(alias = "irtr")]
+    Retrieval,
     /// Writing captions
     Caption,
 }
@@ -33,7 +34,7 @@ impl From<TaskArg> for FlmTask {
             TaskArg::Ar => Self::Ar,
             TaskArg::Vqa => Self::Vqa,
             TaskArg::Nlvr2 => Self::Nlvr2,
-            TaskArg::Irtr => Self::Irtr,
+            TaskArg::Retrieval => Self::Retrieval,
             TaskArg::Caption => Self::Caption,
         }
     }

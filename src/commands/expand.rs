@@ -136,7 +136,8 @@ enum ToArg {
     /// FLM: reasoning over two images
     FlmNlvr2,
     /// FLM: retrieval by ranking pairs
-    FlmIrtr,
+    #[value(alias = "flm-irtr")]
+    FlmRetrieval,
     /// FLM: writing captions
     FlmCaption,
     /// EVE: retrieval and matching
@@ -177,7 +178,7 @@ impl From<ToArg> for To {
             ToArg::FlmAr => Self::Flm(FlmTask::Ar),
             ToArg::FlmVqa => Self::Flm(FlmTask::Vqa),
             ToArg::FlmNlvr2 => Self::Flm(FlmTask::Nlvr2),
-            ToArg::FlmIrtr => Self::Flm(FlmTask::Irtr),
+            ToArg::FlmRetrieval => Self::Flm(FlmTask::Retrieval),
             ToArg::FlmCaption => Self::Flm(FlmTask::Caption),
             ToArg::EveRetrieval => Self::Eve(EveTask::Retrieval),
             ToArg::EveVqa => Self::Eve(EveTask::Vqa),

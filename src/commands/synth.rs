@@ -20,14 +20,14 @@ const EXAMPLES: &str = "\
 Examples:
   vlmerge synth --size base --layout all-specific specific.safetensors
   vlmerge synth --size base --layout agnostic seed.safetensors        the seed of the same experts
-  vlmerge synth --family vlmo --size base-plus --heads irtr --image-size 384 vlmo.pt
+  vlmerge synth --family vlmo --size base-plus --heads retrieval --image-size 384 vlmo.pt
   vlmerge synth --family beit --layout per-block-tables --original-spelling beit.pth
   vlmerge synth --family zerovl --temperature learned zerovl.safetensors
   vlmerge synth --family zerovl --blocks 2 --width 64 --vocabulary 101 --image-size 32 \\
                 --patch-size 8 --joint-width 32 tiny.safetensors
   vlmerge synth --family flm --task caption captions.ckpt
   vlmerge synth --family clip --size large vit-l-14.safetensors
-  vlmerge synth --family eve --size large --heads irtr retrieval.th
+  vlmerge synth --family eve --size large --heads retrieval retrieval.th
   vlmerge synth --size custom --blocks 4 --width 128 --attention-heads 2 --fusion-start 3 small.pt";
 
 /// Flags of `vlmerge synth`.
@@ -245,7 +245,8 @@ enum HeadsArg {
     /// Matching, contrastive, masked language modeling
     Pretrain,
     /// Image-text retrieval
-    Irtr,
+    #[value(alias = "irtr")]
+    Retrieval,
     /// Visual question answering
     Vqa,
     /// Reasoning over two images
@@ -262,7 +263,7 @@ impl TryFrom<HeadsArg> for Heads {
     fn try_from(arg: HeadsArg) -> Result<Self, UsageError> {
         Ok(match arg {
             HeadsArg::Pretrain => Self::Pretrain,
-            HeadsArg::Irtr => Self::Irtr,
+            HeadsArg::Retrieval => Self::Retrieval,
             HeadsArg::Vqa => Self::Vqa,
             HeadsArg::Nlvr2 => Self::Nlvr2,
             HeadsArg::Nlvr2Biattn => {
@@ -277,7 +278,7 @@ impl From<HeadsArg> for EveTask {
     fn from(arg: HeadsArg) -> Self {
         match arg {
             HeadsArg::Pretrain => Self::Pretrain,
-            HeadsArg::Irtr => Self::Retrieval,
+            HeadsArg::Retrieval => Self::Retrieval,
             HeadsArg::Vqa => Self::Vqa,
             HeadsArg::Nlvr2 => Self::Nlvr2,
             HeadsArg::Nlvr2Biattn => Self::Nlvr2Biattn,

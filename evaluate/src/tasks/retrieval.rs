@@ -54,7 +54,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     headline: "rsum",
     numbers: NUMBERS,
     prediction_ending: Some("safetensors"),
-    published_experts: Some(layouts::Task::Irtr),
+    published_experts: Some(layouts::Task::Retrieval),
     options: &[
         TaskOption::Dataset,
         TaskOption::Ties,

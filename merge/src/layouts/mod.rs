@@ -179,8 +179,8 @@ pub enum TableForm {
 #[serde(rename_all = "snake_case")]
 pub enum Task {
     /// Image-text retrieval: COCO, Flickr30K. Published programs write `irtr`.
-    #[serde(rename = "retrieval", alias = "irtr")]
-    Irtr,
+    #[serde(alias = "irtr")]
+    Retrieval,
     /// Visual question answering.
     Vqa,
     /// Reasoning over two images.

@@ -60,6 +60,9 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
     Ok(Box::new(generic::Generic::read(checkpoint)))
 }
 
+/// Names of forms in files of older versions, each with the name of today.
+const FORMER_NAMES: &[(&str, &str)] = &[("flm/irtr", "flm/retrieval")];
+
 /// The layout of the family called `name` for a checkpoint: one of [`NAMES`], or with its form, as
 /// [`Layout::name`] gives it.
 ///
@@ -67,6 +70,8 @@ pub fn detect(checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
 /// [`Error::UnknownLayout`], [`Error::LayoutMismatch`] when the checkpoint holds none of the
 /// family's deciding keys or is of another form, and [`Error::BrokenLayout`].
 pub fn by_name(name: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Layout>> {
+    let former = FORMER_NAMES.iter().find(|(former, _)| *former == name);
+    let name = former.map_or(name, |(_, today)| today);
     let wanted = name.split('/').next().unwrap_or(name);
     let family = LAYOUTS.iter().find(|family| family.name == wanted);
     let family = family.ok_or_else(|| Error::UnknownLayout {

@@ -57,8 +57,7 @@ fn task(name: &str) -> FlmTask {
         "flm_itm" => "itm",
         other => other,
     };
-    let found = FlmTask::ALL.iter().find(|(_, known)| *known == name);
-    found.unwrap_or_else(|| panic!("no task {name}")).0
+    FlmTask::named(name).unwrap_or_else(|| panic!("no task {name}"))
 }
 
 fn conflict(case: &Case) {

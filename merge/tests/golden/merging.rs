@@ -44,7 +44,7 @@ pub fn recipe(case: &Case, method: &str, as_published: bool) -> MergeRecipe {
     }
     let selects = method == "regmean" || case["params"]["only_activate_used_experts"] == true;
     recipe.task = (case.param("task").filter(|_| selects)).map(|task| match task {
-        "irtr" => Task::Irtr,
+        "irtr" => Task::Retrieval,
         "vqa" => Task::Vqa,
         "nlvr2" => Task::Nlvr2,
         other => panic!("a task that this test does not know: {other}"),

@@ -21,7 +21,7 @@ impl LoadReport {
     pub(super) fn of(source: &Checkpoint, from: &FlmSpec, to: &FlmSpec) -> Self {
         let added_later = match to.task {
             FlmTask::Nlvr2 => "nlvr2_classifier.",
-            FlmTask::Irtr => "rank_output.",
+            FlmTask::Retrieval => "rank_output.",
             _ => "\0",
         };
         let wanted: Vec<String> = to.names().into_iter().map(|(name, _)| name).collect();

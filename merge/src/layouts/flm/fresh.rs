@@ -26,7 +26,7 @@ pub enum FlmTask {
     /// Reasoning over two images.
     Nlvr2,
     /// Retrieval by ranking.
-    Irtr,
+    Retrieval,
     /// Writing captions.
     Caption,
 }
@@ -40,7 +40,7 @@ impl FlmTask {
         (Self::Ar, "ar"),
         (Self::Vqa, "vqa"),
         (Self::Nlvr2, "nlvr2"),
-        (Self::Irtr, "irtr"),
+        (Self::Retrieval, "retrieval"),
         (Self::Caption, "caption"),
     ];
 
@@ -49,6 +49,17 @@ impl FlmTask {
     pub fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|(task, _)| *task == self);
         found.map_or("", |(_, name)| name)
+    }
+
+    /// The task with a name, such as `pretrain`. The published program and older versions call retrieval `irtr`.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let name = match name {
+            "irtr" => "retrieval",
+            name => name,
+        };
+        let found = Self::ALL.iter().find(|(_, known)| *known == name);
+        found.map(|(task, _)| *task)
     }
 
     /// Whether the published program builds the model with a reconstructor.
@@ -134,7 +145,7 @@ impl FlmSizes {
             FlmTask::Itm | FlmTask::Mlm | FlmTask::Ar => (224, 50265, 2),
             FlmTask::Vqa => (576, 50265, 2),
             FlmTask::Nlvr2 => (288, 50265, 3),
-            FlmTask::Irtr => (384, 50265, 2),
+            FlmTask::Retrieval => (384, 50265, 2),
             FlmTask::Caption => (384, 50267, 2),
         };
         Self {
@@ -221,17 +232,17 @@ impl FlmSpec {
     }
 
     fn holds(&self, presence: Presence) -> bool {
-        use FlmTask::{Ar, Caption, Irtr, Itm, Mlm, Nlvr2, Pretrain, Vqa};
+        use FlmTask::{Ar, Caption, Itm, Mlm, Nlvr2, Pretrain, Retrieval, Vqa};
         match presence {
             Presence::Always => true,
             Presence::ThreeStream => self.is_three_stream,
             Presence::Masked => self.task == Mlm,
             Presence::Causal => matches!(self.task, Ar | Caption),
             Presence::Free => matches!(self.task, Pretrain | Itm),
-            Presence::Matching => matches!(self.task, Itm | Irtr),
+            Presence::Matching => matches!(self.task, Itm | Retrieval),
             Presence::Vqa => self.task == Vqa,
             Presence::Nlvr2 => self.task == Nlvr2,
-            Presence::Ranking => self.task == Irtr,
+            Presence::Ranking => self.task == Retrieval,
         }
     }
 

@@ -51,10 +51,9 @@ impl Flm {
             clip_text_width: length(Axis::ClipText, published.clip_text_width),
         };
         let form = self.name().strip_prefix("flm/").unwrap_or_default();
-        let task = FlmTask::ALL.iter().find(|(_, name)| *name == form);
         let recorded = ModelRecord::of(checkpoint)?.streams;
         Ok(FlmSpec {
-            task: task.map_or(FlmTask::Pretrain, |(task, _)| *task),
+            task: FlmTask::named(form).unwrap_or(FlmTask::Pretrain),
             is_three_stream: self.is_three_stream,
             shares_heads: !ties::has_own_heads(checkpoint),
             reading: recorded.or_else(|| self.reading(checkpoint)),

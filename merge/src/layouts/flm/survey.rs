@@ -25,7 +25,7 @@ const TASKS: [(&str, &str, &str); 5] = [
         "flm/nlvr2",
         "a classifier of pairs of images",
     ),
-    ("rank_output.", "flm/irtr", "a head that ranks pairs"),
+    ("rank_output.", "flm/retrieval", "a head that ranks pairs"),
     (
         "mlm_score.",
         "flm/mlm",

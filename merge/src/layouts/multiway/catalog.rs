@@ -61,7 +61,7 @@ pub enum Heads {
     /// Matching, contrastive and masked language modeling.
     Pretrain,
     /// Image-text retrieval.
-    Irtr,
+    Retrieval,
     /// Visual question answering.
     Vqa,
     /// Reasoning over two images; brings a third token type.
@@ -165,7 +165,7 @@ impl CatalogSpec {
                 !form.is_beit() && heads == Heads::Pretrain
             }
             Holder::Contrastive => {
-                !form.is_beit() && matches!(heads, Heads::Pretrain | Heads::Irtr)
+                !form.is_beit() && matches!(heads, Heads::Pretrain | Heads::Retrieval)
             }
             Holder::Vqa => !form.is_beit() && heads == Heads::Vqa,
             Holder::Nlvr2 => !form.is_beit() && heads == Heads::Nlvr2,

@@ -210,7 +210,7 @@ pub(super) fn gram_key(slot: &Slot, expert: Option<Expert>) -> Option<String> {
 pub(super) fn used_experts(fusion_start: Option<usize>, task: Task, block: BlockId) -> Vec<Expert> {
     let is_deep = fusion_start.is_some_and(|start| block.index >= start);
     match (is_deep, task) {
-        (false, _) | (true, Task::Irtr) => vec![Expert::Vision, Expert::Language],
+        (false, _) | (true, Task::Retrieval) => vec![Expert::Vision, Expert::Language],
         (true, Task::Vqa | Task::Nlvr2) => vec![Expert::VisionLanguage],
     }
 }
