@@ -124,7 +124,7 @@ impl<'a> Study<'a> {
     /// Measures one point, or takes its earlier measurement.
     pub fn finish(&self, point: &Point) -> Result<Finished> {
         let measured = self.shared(point)?;
-        measured.context("the first of several ranks has what is measured")
+        measured.context("only the first of several ranks holds the measurements")
     }
 
     /// Measures one point on all ranks; only the first one gets the result.

@@ -83,7 +83,7 @@ fn held_out(held: &HeldOut) -> String {
 
 fn spread(spread: &Spread) -> String {
     format!(
-        "{:.3} in the mean, {:.3} to {:.3} for nine in ten",
+        "{:.3} on average, {:.3} to {:.3} for nine in ten",
         spread.mean, spread.p5, spread.p95
     )
 }

@@ -1,5 +1,6 @@
 //! Sentences that can be read once: words and forms that readers stumble over stand nowhere in the pages, in the comments
-//! of all packages, which are also the texts of `--help`, and in the Python package.
+//! of all packages, which are also the texts of `--help`, in the messages of the program and its libraries, and in the
+//! Python package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,18 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ),
 ];
 
+/// Folders whose string literals are messages.
+const SPEAKING: [&str; 4] = ["src", "merge/src", "evaluate/src", "train/src"];
+
+/// Comments, string literals and characters of Rust; the groups are the texts of literals.
+const TOKENS: &str = r##"(?xs)
+      //[^\n]*
+    | /\*.*?\*/
+    | \bb?r(?:"(?<raw>[^"]*)"|\#"(?<hashed>.*?)"\#)
+    | "(?<text>(?:[^"\\]|\\.)*)"
+    | '(?:\\(?:'|[^'\n]+)|[^\\'\n])'
+"##;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -128,6 +141,57 @@ fn prose<'a>(path: &Path, line: &'a str) -> Option<&'a str> {
     }
 }
 
+/// The lines of the string literals of a Rust source, each with the number of the line on which its literal begins. Unit
+/// tests are left out.
+fn messages(source: &str, tokens: &Regex) -> Vec<(usize, String)> {
+    let end = source.find("\n#[cfg(test)]\nmod ");
+    let source = &source[..end.unwrap_or(source.len())];
+    let (mut number, mut counted) = (1, 0);
+    let mut found = Vec::new();
+    for token in tokens.captures_iter(source) {
+        let raw = token.name("raw").or_else(|| token.name("hashed"));
+        let text = match (raw, token.name("text")) {
+            (Some(raw), _) => raw.as_str().to_owned(),
+            (None, Some(text)) => joined(text.as_str()),
+            (None, None) => continue,
+        };
+        let start = token.get(0).expect("a match").start();
+        number += source[counted..start].matches('\n').count();
+        counted = start;
+        found.extend(text.lines().map(|line| (number, line.to_owned())));
+    }
+    found
+}
+
+/// The text of a literal: a backslash before a line break joins two lines, and `\n` ends one.
+fn joined(literal: &str) -> String {
+    let mut parts = literal.split("\\\n");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str(part.trim_start());
+    }
+    text.replace("\\n", "\n")
+}
+
+/// Everything that people read of a file, line by line, with the numbers of the lines.
+fn sentences(path: &Path, text: &str, tokens: &Regex) -> Vec<(usize, String)> {
+    let lines = text.lines().enumerate();
+    let mut found: Vec<(usize, String)> = lines
+        .filter_map(|(index, line)| Some((index + 1, prose(path, line)?.to_owned())))
+        .collect();
+    if SPEAKING
+        .iter()
+        .any(|folder| path.starts_with(root().join(folder)))
+    {
+        found.extend(messages(text, tokens));
+    }
+    found
+}
+
+fn tokens() -> Regex {
+    Regex::new(TOKENS).expect("an expression")
+}
+
 fn forbidden() -> Vec<(Regex, &'static str)> {
     FORBIDDEN
         .iter()
@@ -140,21 +204,18 @@ fn forbidden() -> Vec<(Regex, &'static str)> {
 
 #[test]
 fn no_sentence_has_a_word_that_readers_stumble_over() {
-    let forbidden = forbidden();
+    let (forbidden, tokens) = (forbidden(), tokens());
     let files = files();
     assert!(files.len() > 500, "{} files were read", files.len());
     let mut faults = Vec::new();
     for path in files {
         let text = fs::read_to_string(&path).expect("readable");
-        for (index, line) in text.lines().enumerate() {
-            let Some(prose) = prose(&path, line) else {
-                continue;
-            };
+        for (number, line) in sentences(&path, &text, &tokens) {
             for (form, reason) in &forbidden {
-                if let Some(found) = form.find(prose) {
+                if let Some(found) = form.find(&line) {
                     let found: String = found.as_str().chars().take(40).collect();
                     let path = path.strip_prefix(root()).expect("within").display();
-                    faults.push(format!("{path}:{}: `{found}` ({reason})", index + 1));
+                    faults.push(format!("{path}:{number}: `{found}` ({reason})"));
                 }
             }
         }
@@ -191,4 +252,32 @@ fn every_form_is_found_where_it_stands_and_nowhere_else() {
     ] {
         assert!(!is_found(line), "{line}");
     }
+}
+
+#[test]
+fn messages_are_the_literals_of_a_source() {
+    let source = r##"
+// A comment with "quotes" and a 'mark.
+fn f<'a>(name: &'a str) -> String {
+    let (mark, quote) = ('"', '\'');
+    say("one \"word\" \
+         more\nthe next line");
+    format!(r#"raw "text" of {name}"#)
+}
+
+#[cfg(test)]
+mod tests {
+    const TEXT: &str = "not a message";
+}
+"##;
+    let found = messages(source, &tokens());
+    let expected = [
+        (5, r#"one \"word\" more"#),
+        (5, "the next line"),
+        (7, r#"raw "text" of {name}"#),
+    ];
+    assert_eq!(
+        found,
+        expected.map(|(number, text)| (number, text.to_owned()))
+    );
 }

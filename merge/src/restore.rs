@@ -125,7 +125,7 @@ impl Restore {
             };
             let why = match action {
                 Action::Copy(_) => "no mask".to_owned(),
-                _ => format!("what is of {name}"),
+                _ => format!("the share of {name}"),
             };
             plan.add(Entry {
                 name: key.to_owned(),

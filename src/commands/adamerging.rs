@@ -156,7 +156,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     output.line(file.display().to_string())?;
     for (model, mean) in written.models.iter().zip(&means) {
         output.line(format!(
-            "{}: {mean:.4} in the mean of {n_tensors} tensors",
+            "{}: {mean:.4} on average over {n_tensors} tensors",
             model.model.display()
         ))?;
     }

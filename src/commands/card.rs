@@ -14,8 +14,8 @@ Examples:
   vlmerge card merged/ --results out/results_2024-05-01T12-00-00.json vqa.json --model merged
   vlmerge card merged/ --results report.json --dry-run
 
-Writes the results into the head of README.md as the hub's `model-index`, in the place of those that
-it has, and leaves everything else as it is. Results are reports of `vlmerge evaluate`, `sweep` and
+Writes the results into the head of README.md as the hub's `model-index`. They replace the results
+that it has; all else stays as it is. Results are reports of `vlmerge evaluate`, `sweep` and
 `score --json`, and results files of lm-evaluation-harness and lmms-eval.";
 
 /// The largest card that is read.

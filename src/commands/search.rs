@@ -35,8 +35,8 @@ Examples:
   vlmerge search recipe.yaml --out search.json --stop-after-failures 1 --score 'sh score.sh {model}'
   vlmerge report search.json --out search.html          (the history of the search)
 
-In the recipe, write { search: [LOW, HIGH] } in the place of each number to search. Each trial is
-merged in memory and measured by RSUM, or else by the first number of the task; the greatest wins.
+In the recipe, replace each number to search with { search: [LOW, HIGH] }. The search merges each
+trial in memory and measures it by RSUM, or else by the first number of the task; the greatest wins.
 The best recipe is written beside the report, ready for `vlmerge merge`. Start a stopped search
 again with the same flags, and it goes on.
 

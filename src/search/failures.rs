@@ -102,7 +102,7 @@ impl<'a> Failures<'a> {
             n => format!("{n} trials failed one after the other, {name} last"),
         };
         Err(error.context(format!(
-            "{what}; the same command goes on with what was scored, and --stop-after-failures N allows more"
+            "{what}; the same command keeps the scores so far and goes on, and --stop-after-failures N allows more"
         )))
     }
 

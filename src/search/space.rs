@@ -82,7 +82,7 @@ impl Space {
             .map_err(|what| UsageError(format!("{}: {what}", path.display())))?;
         if axes.is_empty() {
             let what = format!(
-                "{}: nothing to search for; write {{ search: [LOW, HIGH] }} in the place of a number, or give --over",
+                "{}: the recipe has no number to search; replace one with {{ search: [LOW, HIGH] }}, or give --over",
                 path.display()
             );
             return Err(UsageError(what).into());

@@ -116,7 +116,7 @@ pub const RULES: &[Rule] = &[
             let is_equal = least_cosine(facts)? > 0.999 && norm_ratio(facts)? <= 1.01;
             is_equal.then(|| {
                 format!(
-                    "the models are the same but for rounding (least cosine {:.4})",
+                    "the models are the same except for rounding (least cosine {:.4})",
                     least_cosine(facts).unwrap_or(1.0)
                 )
             })

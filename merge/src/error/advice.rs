@@ -64,7 +64,7 @@ impl Error {
                     .into(),
             ),
             Self::Conversion(ConversionFault::UnknownNames { .. }) => {
-                Some("leave what is no weight of the model out of the file".into())
+                Some("remove tensors that are no weights of the model from the file".into())
             }
             Self::Conversion(ConversionFault::FusionStartUnknown { .. }) => Some("pass --fusion-start".into()),
             Self::Conversion(ConversionFault::NoSuchConversion { .. }) => {

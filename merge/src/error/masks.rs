@@ -11,7 +11,7 @@ pub enum MaskFault {
     None,
     /// The merged file packs what masks keep apart.
     #[error(
-        "masks of tasks name tensors as merges see them, but the file would spell them otherwise; `vlmerge convert --to hf` writes the spelling of merges"
+        "masks of tasks hold the names that merges use, and the merged file would hold other names; `vlmerge convert --to hf` writes the names that merges use"
     )]
     Respelled,
     /// Slices of a merge are of other models.

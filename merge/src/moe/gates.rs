@@ -120,7 +120,7 @@ pub(super) fn cheap_embed(
         return Err(MoeFault::NoPlace {
             path: base.path().into(),
             key: key.to_owned(),
-            model_type: "mixture, for it is no table",
+            model_type: "mixture, because it is no table",
         }
         .into());
     };

@@ -385,7 +385,7 @@ impl Reader<'_> {
                 Ok((name, scaled.into_weight(scheme)))
             }
             dtype => {
-                let reason = format!("what is kept of it is {dtype}");
+                let reason = format!("its kept elements are {dtype}");
                 Err(self.unreadable(sparse.kind(), key, reason))
             }
         }

@@ -20,12 +20,12 @@ Examples:
   vlmerge score power --logs out/seed out/merged --difference 2
   vlmerge score power --logs out/seed out/merged --cluster-by doc.passage_id
 
-Both models answer the same examples. What decides is the share of examples on which one is right
-and the other wrong, not how good they are: give it as --disagreement, or two runs as --logs, of
-which it is taken, with the effect of clusters. --difference is in points: 1 is 0.01 of the metric.
-Without it the answer is the smallest difference that the examples tell: those of --examples, or of
-the runs. A metric of the runs that has no answer, such as one on which the models agree everywhere,
-says why, and the others are answered.";
+Both models answer the same examples. The answer depends on the share of examples on which one is
+right and the other wrong, not on how good they are. Give the share as --disagreement, or give two
+runs as --logs: the command counts it there, with the effect of clusters. --difference is in points:
+1 is 0.01 of the metric. Without it the answer is the smallest difference that the examples tell:
+those of --examples, or of the runs. If a metric of the runs has no answer, for instance because the
+models agree everywhere, a note says why, and the other metrics get theirs.";
 
 /// A question of power.
 #[derive(Debug, clap::Args)]
@@ -124,7 +124,7 @@ pub fn run(args: &PowerArgs, output: &Output) -> Result<ExitCode> {
         };
         let told = match (&fault, difference) {
             (Some(_), _) => "no answer".to_owned(),
-            (None, None) => "none can be told".to_owned(),
+            (None, None) => "none".to_owned(),
             (None, Some(points)) => format!("{points:.2} points"),
         };
         table.row(vec![

@@ -251,7 +251,7 @@ fn verdict(task: &JudgedTask, found: &Difference, [way, other]: [&str; 2]) -> Op
     let [low, high] = [interval.low, interval.high].map(|end| labels::difference(end, number.unit));
     let so = match p < SURPRISING {
         true => "they differ",
-        false => "they cannot be told apart",
+        false => "the data do not tell them apart",
     };
     let label = number.label;
     Some(format!(

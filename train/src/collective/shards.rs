@@ -124,7 +124,7 @@ impl Shards {
         let lengths = self.starts.windows(2).map(|bounds| bounds[1] - bounds[0]);
         assert!(
             lengths.eq(parameters.lengths()),
-            "parameters of the lengths that were said"
+            "the parameters have the lengths of the record"
         );
         if self.n_ranks == 1 {
             return Ok(());

@@ -28,7 +28,7 @@ impl TrainRecipe {
         if mixes && block.is_none() && self.per_device_batch.is_some() {
             return Err(bad(
                 "objectives.contrast.block",
-                "say within how many rows pairs are mixed, for what is learned must not depend on `per_device_batch`; the published program takes as many as it computes at once",
+                "give the number of rows within which pairs are mixed: results must not depend on `per_device_batch`. The published program mixes within the rows that it computes at once",
             ));
         }
         Ok(())

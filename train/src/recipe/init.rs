@@ -109,8 +109,7 @@ impl Init {
         if self.load.is_some() && self.fill.is_none() {
             return Err(Error::BadSetting {
                 key: "init.load".into(),
-                reason: "it says what is taken into the model of `init.fill`, which is not given"
-                    .into(),
+                reason: "it takes tensors into the model of `init.fill`; set that, too".into(),
             });
         }
         let given = [
