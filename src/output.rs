@@ -1,6 +1,6 @@
 //! Output for people: progress on stderr, results on stdout, errors with a hint.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once};
@@ -25,6 +25,11 @@ const INTERRUPTED: i32 = 130;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
+
+/// The reader of stdout has closed it, as `head` does when it has enough: no fault, and nothing to report.
+#[derive(Debug, thiserror::Error)]
+#[error("the reader of stdout has closed it")]
+struct ClosedStdout;
 
 /// Prints results, notes and progress bars.
 pub struct Output {
@@ -83,27 +88,27 @@ impl Output {
 
     /// Prints a line of results to stdout.
     pub fn line(&self, text: impl AsRef<str>) -> Result<()> {
-        writeln!(std::io::stdout().lock(), "{}", printable(text.as_ref()))
-            .context("cannot write to stdout")
+        print(|stdout| writeln!(stdout, "{}", printable(text.as_ref())))
     }
 
     /// Prints text that ends with its own line break to stdout.
     pub fn text(&self, text: &str) -> Result<()> {
-        write!(std::io::stdout().lock(), "{text}").context("cannot write to stdout")
+        print(|stdout| write!(stdout, "{text}"))
     }
 
     /// Prints a result as JSON to stdout.
     pub fn json(&self, value: &impl Serialize) -> Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        serde_json::to_writer_pretty(&mut stdout, value).context("cannot write to stdout")?;
-        writeln!(stdout).context("cannot write to stdout")
+        print(|stdout| {
+            serde_json::to_writer_pretty(&mut *stdout, value)?;
+            writeln!(stdout)
+        })
     }
 
     /// Prints a note to stderr, unless `--quiet`.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {
             // A closed stderr is no reason to fail a merge.
-            let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+            let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
         }
     }
 
@@ -117,6 +122,15 @@ impl Output {
         for note in notes {
             self.note(format!("note: {}", printable(note)));
         }
+    }
+}
+
+/// Writes to stdout; the one place that does.
+fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match write(&mut stdout).and_then(|()| stdout.flush()) {
+        Err(fault) if fault.kind() == ErrorKind::BrokenPipe => Err(ClosedStdout.into()),
+        done => done.context("cannot write to stdout"),
     }
 }
 
@@ -152,7 +166,7 @@ const ITEMS: &str = "{msg}{prefix} [{bar:30}] {pos}/{len} {per_sec} eta {eta}";
 impl Output {
     fn show_bar(&self, what: &str, total: u64, template: &str) {
         watch_for_signals();
-        if self.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet || !io::stderr().is_terminal() {
             return;
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -212,7 +226,7 @@ fn watch_for_signals() {
             if CANCELLED.swap(true, Ordering::Relaxed) {
                 std::process::exit(INTERRUPTED);
             }
-            let mut stderr = std::io::stderr();
+            let mut stderr = io::stderr();
             if stderr.is_terminal() {
                 // A closed stderr is no reason not to stop.
                 let _ = writeln!(
@@ -226,15 +240,10 @@ fn watch_for_signals() {
 
 /// Prints an error with its causes and, where there is one, a hint; chooses the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    // Whoever reads the results has seen enough, as `head` does.
-    let is_closed_pipe = |cause: &(dyn std::error::Error + 'static)| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
-    };
-    if error.chain().any(is_closed_pipe) {
+    if error.is::<ClosedStdout>() {
         return ExitCode::SUCCESS;
     }
-    let mut stderr = std::io::stderr().lock();
+    let mut stderr = io::stderr().lock();
     // If stderr is closed there is nowhere left to complain.
     let _ = writeln!(stderr, "error: {}", printable(&message(error)));
     if let Some(hint) = hint(error) {

@@ -48,7 +48,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
         "translated: in place of, instead of",
     ),
     (
-        r"\bin the mean (over|of|with)\b",
+        r"\bin the mean(,| (over|of|with)\b)",
         "translated: on average over",
     ),
     (r"\bbut for\b", "read as `but`, `for`: except for"),
