@@ -344,7 +344,7 @@ impl Experts {
         for (source, name) in &others_of(models, reference) {
             let source = *source;
             if network(models.sources[source].as_ref())? != own {
-                let why = "the networks of the models have other names or sizes, so their units have no common order";
+                let why = "the networks of the models differ in names or sizes, so their units have no common order";
                 return Err(MergeFault::CannotAlign { setting, why }.into());
             }
             let observation = match &of_reference {
