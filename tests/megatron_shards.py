@@ -4,7 +4,8 @@
 
 Builds a small GPT on several tensor ranks and pipeline stages, gives it weights, computes its scores of some tokens, and
 writes what `pretrain_gpt.py` writes for each rank (`args` are a namespace of the same names). `vlmerge convert` of the
-folder must load strictly into the same GPT on one rank, which must give the same scores.
+folder must load strictly into the same GPT on one rank, which must give the same scores. Of models that transformers has,
+`convert --to hf` makes a folder that transformers loads, and its model must give the same scores, too.
 """
 
 import argparse
@@ -30,6 +31,11 @@ from safetensors.torch import load_file
 TOLERANCE = 1e-5  # of scores about 1 whose sums are over ranks in another order
 
 HIDDEN, HEADS, TOKENS, LENGTH, LAYERS = 16, 4, 32, 8, 4
+
+EPSILON = 3e-5
+
+# Without the rows that fill the vocabulary up.
+TRUE_TOKENS = 31
 
 
 def start(rank, world, port, tensors, stages):
@@ -66,8 +72,11 @@ def build(case, parts, tensors, stages, parallel_state):
         gated_linear_unit=gated,
         activation_func=torch.nn.functional.silu if gated else torch.nn.functional.gelu,
         add_bias_linear=case["bias"],
-        add_qkv_bias=True,
+        add_qkv_bias=case["qkv_bias"],
         qk_layernorm=case["norms"],
+        kv_channels=case["width"],
+        normalization=case["norm"],
+        layernorm_epsilon=EPSILON,
         use_cpu_initialization=True,
         pipeline_dtype=torch.float32,
         tensor_model_parallel_size=tensors,
@@ -90,13 +99,18 @@ def build(case, parts, tensors, stages, parallel_state):
         models.append(
             GPTModel(
                 config=config,
-                transformer_layer_spec=get_gpt_layer_local_spec(qk_layernorm=case["norms"]),
+                transformer_layer_spec=get_gpt_layer_local_spec(
+                    qk_layernorm=case["norms"], normalization=case["norm"]
+                ),
                 vocab_size=TOKENS,
                 max_sequence_length=LENGTH,
                 pre_process=stage == 0 and part == 0,
                 post_process=stage + 1 == stages and part + 1 == parts,
                 share_embeddings_and_output_weights=case["tied"],
                 position_embedding_type=case["positions"],
+                rotary_base=case["base"],
+                rope_scaling=case["stretched"],
+                rope_scaling_factor=4.0,
                 parallel_output=False,
             )
         )
@@ -147,6 +161,17 @@ def arguments(case):
         expert_model_parallel_size=1,
         swiglu=case["gated"],
         untie_embeddings_and_output_weights=not case["tied"],
+        kv_channels=case["width"],
+        normalization=case["norm"],
+        norm_epsilon=EPSILON,
+        position_embedding_type=case["positions"],
+        rotary_base=case["base"],
+        rotary_percent=1.0,
+        rotary_interleaved=False,
+        use_rope_scaling=case["stretched"],
+        rope_scaling_factor=4.0,
+        max_position_embeddings=LENGTH,
+        vocab_size=None,
         params_dtype=torch.float32,
     )
 
@@ -199,6 +224,8 @@ def whole(rank, port, folder, case):
 
 def cases():
     usual = {"parts": 1, "groups": 2, "gated": True, "tied": False, "bias": True, "norms": False, "positions": "rope"}
+    usual |= {"qkv_bias": True, "norm": "LayerNorm", "width": 4, "base": 10000, "stretched": False, "as": None}
+    known = {**usual, "norm": "RMSNorm", "bias": False, "qkv_bias": False}
     yield "2 tensor ranks", {**usual, "tensors": 2, "stages": 1}
     yield "4 tensor ranks, a group each", {**usual, "tensors": 4, "stages": 1, "groups": 4}
     yield "not gated, learned positions", {**usual, "tensors": 2, "stages": 1, "gated": False, "positions": "learned_absolute"}
@@ -207,6 +234,33 @@ def cases():
     yield "2 x 2, untied", {**usual, "tensors": 2, "stages": 2}
     yield "2 stages in turns, tied", {**usual, "tensors": 1, "stages": 2, "parts": 2, "tied": True}
     yield "2 x 2 in turns", {**usual, "tensors": 2, "stages": 2, "parts": 2}
+    stretched = {"width": 8, "base": 1000000, "stretched": True}
+    yield "a Llama, stretched", {**known, "tensors": 2, "stages": 2, **stretched, "as": "LlamaForCausalLM"}
+    yield "a Llama with biases", {**known, "tensors": 1, "stages": 1, "bias": True, "qkv_bias": True, "as": "LlamaForCausalLM"}
+    yield "a Qwen2, tied", {**known, "tensors": 2, "stages": 1, "tied": True, "qkv_bias": True, "as": "Qwen2ForCausalLM"}
+    yield "a Qwen3", {**known, "tensors": 1, "stages": 2, "groups": 4, "norms": True, "width": 8, "as": "Qwen3ForCausalLM"}
+
+
+def by_transformers(program, folder, case):
+    """Scores of the folder that `convert --to hf` makes, by transformers, of the tokens that there are."""
+    from transformers import AutoModelForCausalLM
+
+    out = pathlib.Path(folder) / "hf"
+    command = [program, "convert", folder, f"{out}/", "--to", "hf", "--run-arg", f"vocab_size={TRUE_TOKENS}"]
+    subprocess.run(command, check=True, capture_output=True)
+    model, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, attn_implementation="eager")
+    assert not any(report[kind] for kind in ["missing_keys", "unexpected_keys", "mismatched_keys"]), report
+    assert type(model).__name__ == case["as"], type(model)
+    with torch.no_grad():
+        return model.eval()(inputs()[0]).logits
+
+
+def refused(program, folder):
+    """A model that transformers does not have is refused by the argument of the run, or by the tensor."""
+    out = str(pathlib.Path(folder) / "hf") + "/"
+    run = subprocess.run([program, "convert", folder, out, "--to", "hf"], capture_output=True, text=True)
+    named = ["normalization=LayerNorm", "swiglu=false", "position_embedding_type=learned_absolute"]
+    return run.returncode == 1 and any(name in run.stderr for name in named), run.stderr
 
 
 def port():
@@ -234,11 +288,21 @@ def main():
             print(f"{name}: scores of {scores.abs().max():.2f} differ by {off:.1e}", flush=True)
             if not off <= TOLERANCE * scores.abs().max():
                 faults.append(f"{name}: scores differ by {off}")
+            if case["as"] is None:
+                is_refused, said = refused(program, folder)
+                if not is_refused:
+                    faults.append(f"{name}: --to hf is not refused by its cause: {said}")
+                continue
+            off = (scores[..., :TRUE_TOKENS] - by_transformers(program, folder, case)).abs().max().item()
+            print(f"{name}: scores of {case['as']} differ by {off:.1e}", flush=True)
+            if not off <= TOLERANCE * scores.abs().max():
+                faults.append(f"{name}: scores of {case['as']} differ by {off}")
     for fault in faults:
         print("FAULT", fault)
     if faults or not chosen:
         sys.exit(1)
-    print(f"{len(chosen)} checkpoints of Megatron Core compute on one rank what they computed on all")
+    n_known = sum(case["as"] is not None for _, case in chosen)
+    print(f"{len(chosen)} checkpoints of Megatron Core compute on one rank what they computed on all, {n_known} in transformers, too")
 
 
 if __name__ == "__main__":

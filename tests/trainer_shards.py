@@ -5,8 +5,9 @@ bit for bit.
     tests/with_torch.sh tests/trainer_shards.py --write fixtures/trainer
 
 Two to four processes with gloo train nothing, but wrap a small model in FSDP1, FSDP2, tensor parallelism and meshes of
-two axes, and save it as `torch.distributed.checkpoint` and as one file per rank, as verl calls `torch.save`. The judges
-are `dcp_to_torch_save` and the tensors that the processes gather. The second form writes two small folders as fixtures.
+two axes, and save it as `torch.distributed.checkpoint`, as shards of safetensors by its writer for Hugging Face, and as one
+file per rank, as verl calls `torch.save`. The judges are `dcp_to_torch_save`, torch's reader of such shards, and the tensors
+that the processes gather. The second form writes two small folders as fixtures.
 """
 
 import json
@@ -32,6 +33,7 @@ import torch.multiprocessing as mp
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, ShardedStateDictConfig
@@ -77,6 +79,13 @@ def save(path, state):
 
 def rank_file(folder):
     return folder / f"model_world_size_{dist.get_world_size()}_rank_{dist.get_rank()}.pt"
+
+
+def save_shards(folder, state, parts=1):
+    """Shards of safetensors, for each process one, or one for each part of the names."""
+    parts = {name: 1 + number % parts for number, name in enumerate(state)} if parts > 1 else None
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=parts, save_sharded=True)
+    dcp.save(state, storage_writer=writer)
 
 
 def gathered(state):
@@ -131,6 +140,9 @@ def fsdp2(folder, dtype=torch.float32, mesh=None, **sizes):
     dcp.save({"app": {"model": state, "optim": optimizer_state}}, checkpoint_id=folder / "app")
     dcp.save({**state, "optimizer": optimizer_state, "lr_scheduler": {"last": 3}}, checkpoint_id=folder / "flat")
     dcp.async_save({"model": state}, checkpoint_id=folder / "async").result()
+    # The writer refuses tied tensors.
+    if not sizes.get("tied", True):
+        save_shards(folder / "shards", state)
     # accelerate's and Lightning's folders.
     dcp.save({"model": state}, checkpoint_id=folder / "accelerate" / "pytorch_model_fsdp_0")
     dcp.save({"optimizer": optimizer_state}, checkpoint_id=folder / "accelerate" / "optimizer_0")
@@ -154,6 +166,7 @@ def tensor_parallel(folder, dtype=torch.float32, with_fsdp=True, **sizes):
         fully_shard(model, mesh=mesh["dp"])
     save(rank_file(folder / "ranks"), model.state_dict())
     dcp.save({"model": model.state_dict()}, checkpoint_id=folder / "dcp")
+    save_shards(folder / "shards", model.state_dict(), parts=2)
     return whole
 
 
@@ -176,7 +189,10 @@ def placed(folder, seed=0, axes=2):
         state[name] = whole[name] = value
     save(rank_file(folder / "ranks"), state)
     dcp.save(state, checkpoint_id=folder / "dcp")
-    return whole
+    # The writer refuses tensors that are not contiguous, and its reader has no dtype for truth values.
+    names = [name for name in state if name not in ("turned", "mask")]
+    save_shards(folder / "shards", {name: state[name] for name in names}, parts=1 + seed % 3)
+    return {None: whole, "shards": {name: whole[name] for name in names}}
 
 
 def partial(folder):
@@ -266,6 +282,13 @@ def consolidated(folder, scratch):
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and name != "rate"}
 
 
+def read_by_torch(folder, like):
+    """What torch's own reader of shards puts into tensors of these shapes."""
+    state = {name: torch.zeros_like(value) for name, value in like.items()}
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return state
+
+
 def compare(program, case, folder, scratch):
     whole = torch.load(folder / "whole.pt", weights_only=False)
     expected = whole if isinstance(next(iter(whole.values())), dict) else {None: whole}
@@ -273,6 +296,10 @@ def compare(program, case, folder, scratch):
     for found in sorted(path for path in folder.iterdir() if path.is_dir()):
         told = converted(program, found, scratch / "out.safetensors")
         require_equal(f"{case}/{found.name}", told, expected.get(found.name, expected[None]))
+        if found.name == "shards":
+            require_equal(f"{case}/shards by torch", told, read_by_torch(found, told))
+            part = convert(program, next(found.iterdir()), scratch / "out.safetensors")
+            assert part.returncode == 1 and "is one part of a model in shards" in part.stderr, part.stderr
         inner = next((path for path in [found, found / "pytorch_model_fsdp_0"] if (path / ".metadata").exists()), None)
         if inner:
             require_equal(f"{case}/{found.name} by torch", told, consolidated(inner, scratch / "out.pt"))
@@ -320,6 +347,11 @@ def refusals(program, made, scratch):
 
     changed(alone)
     refused(program, scratch / "alone.pt", "part of rank 0 of `embed.weight`")
+    shards = made / "fsdp2_2" / "shards"
+    shutil.rmtree(copy)
+    shutil.copytree(shards, copy)
+    (copy / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    refused(program, copy, "pieces of", "of its")
     for case, run, said in [("partial", partial, ["`w`", "Partial"]), ("drifted", drifted, ["`w`", "other numbers"])]:
         in_processes(2, scratch / case, run, {})
         refused(program, scratch / case / "ranks", *said)
