@@ -8,29 +8,12 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 use crate::program::vlmerge;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use crate::tree::{root, top_pages_and};
 
 /// README, CHANGELOG, CONTRIBUTING, and every page of the packages.
 fn pages() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = ["docs", "src", "merge", "evaluate", "train", "fixtures"]
-        .map(|name| root().join(name))
-        .into();
-    let mut found: Vec<PathBuf> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
-        .map(|name| root().join(name))
-        .into();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => found.push(path),
-            }
-        }
-    }
-    found.retain(|path| path.extension().is_some_and(|ending| ending == "md"));
+    const FOLDERS: [&str; 6] = ["docs", "src", "merge", "evaluate", "train", "fixtures"];
+    let mut found = top_pages_and(&FOLDERS, &["md"]);
     found.sort();
     found
 }

@@ -65,6 +65,7 @@ mod study;
 mod study_of_tasks;
 mod training;
 mod transplant;
+mod tree;
 mod two_towers;
 mod verifying;
 mod vit;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
+use crate::tree::{below, root, top_pages_and};
+
 /// Words and forms that readers stumble over, and the reason. A fault is mended by a sentence that names who does what.
 const FORBIDDEN: &[(&str, &str)] = &[
     // Clauses without a noun.
@@ -96,36 +98,13 @@ const TOKENS: &str = r##"(?xs)
     | '(?:\\(?:'|[^'\n]+)|[^\\'\n])'
 "##;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Files with one of these endings in a folder and below, without outputs of builds.
-fn below(folder: PathBuf, endings: &[&str], found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        let ending = path.extension().and_then(|ending| ending.to_str());
-        if path.is_dir() {
-            if !path.ends_with("target") {
-                below(path, endings, found);
-            }
-        } else if ending.is_some_and(|ending| endings.contains(&ending)) {
-            found.push(path);
-        }
-    }
-}
-
 /// Pages, sources and tests of all packages, and the Python package.
 fn files() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
-        .map(|name| root().join(name))
-        .into();
-    for folder in [
+    const FOLDERS: [&str; 10] = [
         "docs", "src", "merge", "evaluate", "train", "fixtures", "python", "tests", "benches",
         "fuzz",
-    ] {
-        below(root().join(folder), &["md", "rs"], &mut found);
-    }
+    ];
+    let mut found = top_pages_and(&FOLDERS, &["md", "rs"]);
     below(root().join("python/vlmerge"), &["py", "pyi"], &mut found);
     // The list above would accuse itself.
     found.retain(|path| !path.ends_with("tests/prose.rs"));
