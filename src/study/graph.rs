@@ -39,6 +39,8 @@ pub enum Origin {
     Merge(MergePoint),
     /// The merge of another seed's experts.
     Seed(u64),
+    /// Of a form of experts: unmerged, or merged.
+    Form,
 }
 
 /// A task with the weights that are measured on it.
@@ -56,6 +58,14 @@ pub struct Measured {
     pub test: Place,
     /// The step that measures `by_seed` on the test split.
     pub seeds: Place,
+    /// Experts of every form, as they are and merged, if there are several forms.
+    pub by_form: Vec<Model>,
+    /// The step that measures `by_form` on the test split, and the baseline before them.
+    pub forms: Option<Place>,
+    /// The steps that measure `models` on further data.
+    pub also: Vec<Place>,
+    /// The merges of one kind after every seed and of every form, by the place of their experts' distances.
+    pub apart: Vec<(Place, Model)>,
 }
 
 /// All steps of a study of merging, and what of them goes into the report.
@@ -101,6 +111,7 @@ impl Graph {
         let agnostic = builder.pretraining("agnostic", whole, None, &Turn::default())?;
         let mut experts = Vec::new();
         let mut distances = Vec::new();
+        let forms = recipe.forms();
         for &steps in &recipe.seed_steps {
             let seed = match steps {
                 0 => None,
@@ -109,9 +120,15 @@ impl Graph {
                     Some(builder.pretraining(&name, steps, None, &Turn::default())?)
                 }
             };
-            let of = builder.experts(steps, seed)?;
-            distances.extend(builder.distances(&of));
-            experts.push(of);
+            let is_main = steps == recipe.main_seed_steps;
+            let others = forms.get(1..).filter(|_| is_main).unwrap_or_default();
+            for form in std::iter::once(forms.first()).chain(others.iter().map(Some)) {
+                let is_main = form == forms.first();
+                let mut of = builder.experts(steps, seed.clone(), form.copied(), is_main)?;
+                of.distances = builder.distances(&of);
+                distances.extend(of.distances.iter().cloned());
+                experts.push(of);
+            }
         }
         let mut measured = Vec::new();
         for task in &recipe.tasks {
@@ -142,8 +159,37 @@ pub(super) struct Experts {
     pub(super) steps: u64,
     /// The seed, unless its length is 0.
     pub(super) seed: Option<Place>,
+    /// Their form; none of models that go on by themselves.
+    pub(super) form: Option<ExpertForm>,
+    /// Whether their form is the one that is studied whole.
+    pub(super) is_main: bool,
     /// One model with a copy per modality, or several models.
     pub(super) models: Vec<(String, Place)>,
+    /// Distances between them.
+    distances: Vec<Apart>,
+}
+
+impl Experts {
+    /// The words for it in names of steps.
+    pub(super) fn slug(&self) -> String {
+        match self.form {
+            Some(form) if !self.is_main => format!("{}-{}", name_of(form), self.steps),
+            _ => self.steps.to_string(),
+        }
+    }
+
+    /// The words for the seed in names of rows.
+    pub(super) fn after(&self) -> String {
+        match self.steps {
+            0 => "without a seed".to_owned(),
+            steps => format!("after {steps} seed steps"),
+        }
+    }
+}
+
+/// A form as recipes have it, `all-specific` for one.
+fn name_of(form: ExpertForm) -> String {
+    json!(form).as_str().unwrap_or_default().to_owned()
 }
 
 /// In what pre-training differs from that of the seed.
@@ -155,6 +201,14 @@ struct Turn {
     settings: Map<String, Value>,
 }
 
+fn on<'t>(task: &'t StudyTask, split: &'t str) -> On<'t> {
+    On {
+        task: task.task,
+        dataset: task.dataset(),
+        split,
+    }
+}
+
 impl Builder<'_> {
     /// Adds a step, or takes the one of this name that is there.
     pub(super) fn add(&mut self, step: Step) {
@@ -163,26 +217,32 @@ impl Builder<'_> {
 
     /// The arguments of every verb that runs a model on a split.
     pub(super) fn on(&self, task: &StudyTask, split: &str) -> Vec<Word> {
-        self.plan.on(On {
-            task: task.task,
-            dataset: task.dataset(),
-            split,
-        })
+        self.plan.on(on(task, split))
     }
 
     /// Plans the experts after a seed: together they have the rest of the budget.
-    fn experts(&mut self, steps: u64, seed: Option<Place>) -> Result<Experts> {
+    fn experts(
+        &mut self,
+        steps: u64,
+        seed: Option<Place>,
+        form: Option<ExpertForm>,
+        is_main: bool,
+    ) -> Result<Experts> {
         let recipe = self.recipe;
         let rest = recipe.budget_steps - steps;
         let mut models = Vec::new();
-        if recipe.experts.is_empty() {
+        if let Some(form) = form {
             let turn = Turn {
-                expand: Some(recipe.specific.unwrap_or(ExpertForm::AllSpecific)),
+                expand: Some(form),
                 ..Turn::default()
             };
+            let (step, name) = match is_main {
+                true => ("specific".to_owned(), "modality-specific".to_owned()),
+                false => (name_of(form), name_of(form)),
+            };
             let weights =
-                self.pretraining(&format!("specific-{steps}"), rest, seed.clone(), &turn)?;
-            models.push(("modality-specific".to_owned(), weights));
+                self.pretraining(&format!("{step}-{steps}"), rest, seed.clone(), &turn)?;
+            models.push((name, weights));
         }
         for expert in &recipe.experts {
             let share = rest / recipe.experts.len() as u64;
@@ -197,7 +257,10 @@ impl Builder<'_> {
         Ok(Experts {
             steps,
             seed,
+            form,
+            is_main,
             models,
+            distances: Vec::new(),
         })
     }
 
@@ -252,7 +315,7 @@ impl Builder<'_> {
         };
         let main = experts
             .iter()
-            .find(|e| e.steps == self.recipe.main_seed_steps);
+            .find(|e| e.is_main && e.steps == self.recipe.main_seed_steps);
         let baseline = model(
             self,
             "agnostic".into(),
@@ -284,25 +347,44 @@ impl Builder<'_> {
         }
         let mut experts: Vec<&Experts> = experts.iter().collect();
         experts.sort_by_key(|experts| experts.steps);
-        for of in experts {
-            for point in &of_seeds {
-                let merged = self.merge(task, point, of)?;
-                let slug = format!("{}-{}", of.steps, point.name().replace([' ', '/'], "-"));
-                let weights = self.finished(task, &slug, &merged)?;
-                let name = match of.steps {
-                    0 => format!("{} without a seed", point.name()),
-                    steps => format!("{} after {steps} seed steps", point.name()),
-                };
+        let mut apart = Vec::new();
+        for of in &experts {
+            for point in of_seeds.iter().filter(|_| of.is_main) {
                 let seed = Model {
-                    name,
+                    name: format!("{} {}", point.name(), of.after()),
                     origin: Origin::Seed(of.steps),
-                    weights,
+                    weights: self.merged(task, point, of)?,
                 };
+                // Experts that are several models are apart in several ways.
+                if let [distances] = of.distances.as_slice() {
+                    apart.push((distances.place.clone(), seed.clone()));
+                }
                 by_seed.push((of.steps, seed));
             }
         }
-        by_seed.push((self.recipe.budget_steps, baseline));
+        by_seed.push((self.recipe.budget_steps, baseline.clone()));
         let seeds: Vec<Model> = by_seed.iter().map(|(_, model)| model.clone()).collect();
+        let by_form = match self.recipe.forms().len() {
+            0 | 1 => Vec::new(),
+            _ => self.by_form(task, &experts, &of_seeds, &mut apart)?,
+        };
+        let forms = (!by_form.is_empty()).then(|| {
+            let all: Vec<Model> = std::iter::once(&baseline)
+                .chain(&by_form)
+                .cloned()
+                .collect();
+            self.evaluate(task, "forms", &task.test, &all)
+        });
+        let mut also = Vec::new();
+        for other in &task.also {
+            let slug = other.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            let (folder, build) = (&other.data.folder, &other.data.build);
+            let data = self
+                .plan
+                .arrow_of(&slug, folder.as_deref(), build.as_ref());
+            let words = self.plan.on_folder(on(task, &other.test), data);
+            also.push(self.measure(task, &format!("also-{slug}"), &models, words));
+        }
         Ok(Measured {
             validation: self.evaluate(task, "validation", &task.validation, &models),
             test: self.evaluate(task, "test", &task.test, &models),
@@ -310,11 +392,81 @@ impl Builder<'_> {
             task: task.clone(),
             models,
             by_seed,
+            by_form,
+            forms,
+            also,
+            apart,
         })
+    }
+
+    /// Plans a merge for a task, finished as its models are.
+    fn merged(&mut self, task: &StudyTask, point: &MergePoint, of: &Experts) -> Result<Place> {
+        let merged = self.merge(task, point, of)?;
+        let slug = format!("{}-{}", of.slug(), point.name().replace([' ', '/'], "-"));
+        self.finished(task, &slug, &merged)
+    }
+
+    /// Plans the experts of every form after the main seed, unmerged and merged.
+    fn by_form(
+        &mut self,
+        task: &StudyTask,
+        experts: &[&Experts],
+        of_seeds: &[MergePoint],
+        apart: &mut Vec<(Place, Model)>,
+    ) -> Result<Vec<Model>> {
+        let recipe = self.recipe;
+        let points = recipe.points_of_forms()?;
+        let mut by_form = Vec::new();
+        let of_main_seed = experts.iter();
+        let of_main_seed = of_main_seed.filter(|of| of.steps == recipe.main_seed_steps);
+        for of in of_main_seed {
+            let (Some(form), Some((_, weights))) = (of.form, of.models.first()) else {
+                continue;
+            };
+            let form_name = name_of(form);
+            let slug = match of.is_main {
+                true => "specific",
+                false => form_name.as_str(),
+            };
+            by_form.push(Model {
+                name: form_name.clone(),
+                origin: Origin::Form,
+                weights: self.finished(task, slug, weights)?,
+            });
+            for point in &points {
+                // Of norms alone there is no linear layer to weigh by its inputs; the report says so.
+                if form == ExpertForm::LnSpecific && point.method()?.1 {
+                    continue;
+                }
+                let model = Model {
+                    name: format!("{form_name}, {}", point.name()),
+                    origin: Origin::Form,
+                    weights: self.merged(task, point, of)?,
+                };
+                let [distances] = of.distances.as_slice() else {
+                    continue;
+                };
+                if !of.is_main && of_seeds.contains(point) {
+                    apart.push((distances.place.clone(), model.clone()));
+                }
+                by_form.push(model);
+            }
+        }
+        Ok(by_form)
     }
 
     fn evaluate(&mut self, task: &StudyTask, what: &str, split: &str, models: &[Model]) -> Place {
         let words = self.on(task, split);
+        self.measure(task, what, models, words)
+    }
+
+    fn measure(
+        &mut self,
+        task: &StudyTask,
+        what: &str,
+        models: &[Model],
+        words: Vec<Word>,
+    ) -> Place {
         let models = models.iter();
         let models = models.map(|model| (model.name.as_str(), &model.weights));
         let name = format!("evaluate-{}-{what}", task.dataset());

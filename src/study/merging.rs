@@ -13,14 +13,14 @@ use crate::output::UsageError;
 impl Builder<'_> {
     /// Distances between the copies of a model, or between every two models.
     pub(super) fn distances(&mut self, of: &Experts) -> Vec<Apart> {
-        let after = match of.steps {
-            0 => "without a seed".to_owned(),
-            steps => format!("after {steps} seed steps"),
-        };
+        let after = of.after();
         if let [(model, only)] = of.models.as_slice() {
-            let name = format!("distances-{}", of.steps);
+            let name = format!("distances-{}", of.slug());
             return vec![Apart {
-                label: format!("experts {after}"),
+                label: match of.is_main {
+                    true => format!("experts {after}"),
+                    false => format!("{model} experts {after}"),
+                },
                 names: (format!("{model} {after}"), None),
                 place: self.distance(name, [Some(only), None], of.seed.as_ref()),
             }];
@@ -28,7 +28,7 @@ impl Builder<'_> {
         let mut found = Vec::new();
         for (index, (one, first)) in of.models.iter().enumerate() {
             for (other, second) in &of.models[index + 1..] {
-                let name = format!("distances-{}-{one}-{other}", of.steps);
+                let name = format!("distances-{}-{one}-{other}", of.slug());
                 found.push(Apart {
                     label: format!("{one} and {other} {after}"),
                     names: (format!("{one} {after}"), Some(format!("{other} {after}"))),
@@ -66,7 +66,7 @@ impl Builder<'_> {
     /// Gram matrices of the `index`-th expert.
     fn grams(&mut self, task: &StudyTask, of: &Experts, index: usize) -> Place {
         let (expert, weights) = &of.models[index];
-        let name = format!("grams-{}-{}", of.steps, task.dataset());
+        let name = format!("grams-{}-{}", of.slug(), task.dataset());
         let (name, has_copies) = match of.models.len() {
             1 => (name, true),
             _ => (format!("{name}-{expert}"), false),
@@ -99,7 +99,7 @@ impl Builder<'_> {
         point: &MergePoint,
         of: &Experts,
     ) -> Result<Place> {
-        let (steps, seed) = (of.steps, &of.seed);
+        let seed = &of.seed;
         let mut document = json!({
             "merge_method": point.method,
             "models": of.models.iter().map(|_| json!({ "model": "weights" })).collect::<Vec<_>>(),
@@ -121,7 +121,7 @@ impl Builder<'_> {
             );
             return Err(UsageError(what).into());
         }
-        if is_of_grams && self.recipe.specific == Some(ExpertForm::LnSpecific) {
+        if is_of_grams && of.form == Some(ExpertForm::LnSpecific) {
             let name = &point.method;
             let what = format!(
                 "`merges`: {name} weighs linear layers by their inputs, and of `ln-specific` experts only norms have copies; leave it out"
@@ -147,7 +147,7 @@ impl Builder<'_> {
             paths.push(("/base_model/model".into(), seed.clone()));
         }
         let slug = point.name().replace([' ', '/'], "-");
-        let name = format!("merge-{}-{steps}-{slug}", task.dataset());
+        let name = format!("merge-{}-{}-{slug}", task.dataset(), of.slug());
         let mut step = Step::new(name, Kind::Plain, &["merged.safetensors"]);
         step.drafts.push(Draft {
             paths,

@@ -6,6 +6,7 @@
 //! 3. [`Runner`] runs the others.
 //! 4. [`Study::join`] makes one report of what they measured.
 
+mod claims;
 mod comparing;
 mod cost;
 mod graph;
@@ -18,6 +19,7 @@ mod run;
 mod step;
 mod step_plan;
 mod store;
+mod verdict;
 
 use std::path::Path;
 

@@ -28,9 +28,10 @@ pub struct StudyRecipe {
     /// Facts about the model that its checkpoint lacks.
     #[serde(default)]
     pub model: ModelSettings,
-    /// The parts of a block that get a copy per modality after the seed: all, unless there are `experts`.
+    /// The parts of a block that get a copy per modality after the seed: all, unless there are `experts`. Of several forms the
+    /// first is studied whole, the others after the main seed alone.
     #[serde(default)]
-    pub specific: Option<ExpertForm>,
+    pub specific: Option<Forms>,
     /// Models that go on from the seed each by itself, in place of copies per modality.
     #[serde(default)]
     pub experts: Vec<ExpertTraining>,
@@ -49,8 +50,31 @@ pub struct StudyRecipe {
     pub merges: Vec<MergeSettings>,
     /// The way to merge after every other length of the seed.
     pub merge_of_seeds: MergeSettings,
+    /// The ways to merge experts of every form, where `specific` lists several: `merge_of_seeds`, unless given.
+    #[serde(default)]
+    pub merges_of_forms: Vec<MergeSettings>,
     /// The tasks on which models are measured, fine-tuned or as they are.
     pub tasks: Vec<StudyTask>,
+}
+
+/// One form of experts or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a form of experts, such as `all-specific`, or a list of forms")]
+pub enum Forms {
+    /// One.
+    One(ExpertForm),
+    /// Several, the one that is studied whole first.
+    Several(Vec<ExpertForm>),
+}
+
+impl Forms {
+    /// As a list.
+    pub fn list(&self) -> &[ExpertForm] {
+        match self {
+            Self::One(form) => std::slice::from_ref(form),
+            Self::Several(forms) => forms,
+        }
+    }
 }
 
 /// The data to learn from and to measure on.
@@ -71,15 +95,19 @@ pub struct StudyData {
 impl StudyData {
     /// Checks the settings.
     pub fn check(&self) -> Result<()> {
-        match self.folder.is_some() == self.build.is_some() {
-            true => Err(UsageError("`data`: give a `folder`, or `build` one".into()).into()),
-            false => Ok(()),
-        }
+        one_of(&self.folder, &self.build, "data")
+    }
+}
+
+fn one_of(folder: &Option<PathBuf>, build: &Option<BuildSettings>, key: &str) -> Result<()> {
+    match folder.is_some() == build.is_some() {
+        true => Err(UsageError(format!("`{key}`: give a `folder`, or `build` one")).into()),
+        false => Ok(()),
     }
 }
 
 /// Arrow files from downloads, as `vlmerge data build` makes them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuildSettings {
     /// Folder of the downloads.
@@ -161,6 +189,33 @@ pub struct StudyTask {
     /// The fine-tuning of models; without it they are measured as they come.
     #[serde(default)]
     pub finetune: Option<Training>,
+    /// Further data that the same models are measured on. Nothing is chosen there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<OtherTest>,
+}
+
+/// Further data that the models of a task are measured on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherTest {
+    /// Its name in tables.
+    pub name: String,
+    /// The data.
+    pub data: OtherData,
+    /// The split of the table.
+    pub test: String,
+}
+
+/// Data to measure on, beside that of the study.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherData {
+    /// Folder of arrow files.
+    #[serde(default)]
+    pub folder: Option<PathBuf>,
+    /// Instead of one: make it of downloads.
+    #[serde(default)]
+    pub build: Option<BuildSettings>,
 }
 
 impl StudyTask {
@@ -207,6 +262,7 @@ impl StudyRecipe {
             }
         }
         self.check_experts()?;
+        self.check_forms()?;
         if self.tasks.is_empty() {
             return bad("`tasks`: there is none".into());
         }
@@ -226,6 +282,22 @@ impl StudyRecipe {
                     "`tasks`: parameters of merges would be chosen on the test split `{split}` of {data}"
                 ));
             }
+            for (index, other) in task.also.iter().enumerate() {
+                one_of(&other.data.folder, &other.data.build, "tasks.also.data")?;
+                let name = &other.name;
+                if name.is_empty() || task.also[..index].iter().any(|o| o.name == *name) {
+                    return bad(format!(
+                        "`tasks.also`: {name:?} names no data, or comes twice"
+                    ));
+                }
+                let of_all = self.tasks.iter().flat_map(|task| &task.also);
+                let mut same = of_all.filter(|o| o.name == *name);
+                if same.any(|o| o.data != other.data) {
+                    return bad(format!(
+                        "`tasks.also`: {name:?} is other data in another task"
+                    ));
+                }
+            }
             let same = |other: &&StudyTask| other.dataset() == task.dataset();
             if self.tasks.iter().filter(same).count() > 1 {
                 return bad(format!("`tasks`: {} comes twice", task.dataset()));
@@ -233,6 +305,56 @@ impl StudyRecipe {
         }
         if self.merge_of_seeds.points()?.len() != 1 {
             return bad("`merge_of_seeds`: its parameters have one value each".into());
+        }
+        Ok(())
+    }
+
+    /// The forms of experts, the one that is studied whole first; none where there are `experts`.
+    pub fn forms(&self) -> &[ExpertForm] {
+        match (&self.specific, self.experts.is_empty()) {
+            (Some(forms), _) => forms.list(),
+            (None, true) => &[ExpertForm::AllSpecific],
+            (None, false) => &[],
+        }
+    }
+
+    /// The ways to merge experts of every form, one parameter each.
+    pub fn points_of_forms(&self) -> Result<Vec<MergePoint>> {
+        let settings = match self.merges_of_forms.as_slice() {
+            [] => std::slice::from_ref(&self.merge_of_seeds),
+            given => given,
+        };
+        let mut points = Vec::new();
+        for settings in settings {
+            points.extend(settings.points()?);
+        }
+        Ok(points)
+    }
+
+    fn check_forms(&self) -> Result<()> {
+        let bad = |what: &str| Err(UsageError(what.into()).into());
+        let forms = self.forms();
+        if self.specific.is_some() && forms.is_empty() {
+            return bad("`specific`: there is no form in the list");
+        }
+        if forms.contains(&ExpertForm::Agnostic) {
+            return bad("`specific`: `agnostic` has no experts; it is every study's baseline");
+        }
+        let mut seen = Vec::new();
+        for form in forms {
+            if seen.contains(form) {
+                return bad("`specific`: a form comes twice");
+            }
+            seen.push(*form);
+        }
+        if !self.merges_of_forms.is_empty() && forms.len() < 2 {
+            return bad("`merges_of_forms`: `specific` lists no second form");
+        }
+        let lists = self.merges_of_forms.iter();
+        for settings in lists {
+            if settings.points()?.len() != 1 {
+                return bad("`merges_of_forms`: their parameters have one value each");
+            }
         }
         Ok(())
     }

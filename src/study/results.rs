@@ -4,8 +4,10 @@ use anyhow::{Result, bail};
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::published::Published;
 use evaluate::reports::{Document, Input, Report, SweepPoint};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use train::recipe::ExpertForm;
 
+use super::claims;
 use super::graph::{Graph, Measured, Origin};
 use super::recipe::StudyRecipe;
 use super::step::Place;
@@ -34,17 +36,17 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
     let mut tests = Vec::new();
     let mut sweeps = Vec::new();
     let mut remarks = Vec::new();
+    let mut statements = Vec::new();
     for measured in &graph.measured {
         let names = || measured.models.iter().map(|model| model.name.as_str());
         let validation = read(store, &measured.validation, names())?;
         let chosen = choose(measured, &validation);
         let mut test = read(store, &measured.test, names())?;
-        keep(&mut test, |index| {
-            matches!(
-                measured.models[index].origin,
-                Origin::Agnostic | Origin::Specific
-            ) || chosen.contains(&index)
-        });
+        let is_shown = |index: usize| {
+            let is_merge = matches!(measured.models[index].origin, Origin::Merge(_));
+            !is_merge || chosen.contains(&index)
+        };
+        keep(&mut test, is_shown);
         for &index in &chosen {
             if let Origin::Merge(point) = &measured.models[index].origin
                 && let Some((parameter, value)) = &point.at
@@ -59,11 +61,29 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
             }
         }
         rename(&mut test, measured);
+        statements.extend(claims::of_merges(measured, &test));
         inputs.push(input("test", test.clone()));
         tests.push(test);
+        for (other, place) in measured.task.also.iter().zip(&measured.also) {
+            let mut further = read(store, place, names())?;
+            keep(&mut further, is_shown);
+            rename(&mut further, measured);
+            for result in &mut further.results {
+                let dataset = result.dataset.take().unwrap_or_default();
+                result.dataset = Some(format!("{dataset}, {}", other.name));
+            }
+            statements.extend(claims::of_merges(measured, &further));
+            inputs.push(input(&other.name, further.clone()));
+            tests.push(further);
+        }
         sweeps.extend(sweeps_of(measured, &validation, &chosen));
         let seeds = seeds(measured, recipe.budget_steps, store)?;
+        statements.extend(claims::of_seeds(measured, &seeds));
+        let forms = forms(measured, store)?;
+        let reports = [Some(&seeds), forms.as_ref()];
+        statements.extend(claims::of_distances(measured, store, &reports)?);
         sweeps.push(input("length of the seed", seeds));
+        sweeps.extend(forms.map(|report| input("forms of experts", report)));
     }
     inputs.extend(sweeps);
     for apart in &graph.distances {
@@ -93,11 +113,18 @@ pub fn join(recipe: &StudyRecipe, graph: &Graph, store: &Store) -> Result<Findin
         },
         recipe.main_seed_steps
     ));
+    if recipe.forms().contains(&ExpertForm::LnSpecific) && recipe.forms().len() > 1 {
+        let of_grams = "Of `ln-specific` experts only norms have copies, so no method that weighs linear layers merges them.";
+        document.remarks.push(of_grams.into());
+    }
+    document.remarks.extend(statements.iter().cloned());
+    let mut more = Map::new();
+    more.insert("statements".into(), json!(statements));
     Ok(Findings {
         document,
         tests,
-        statements: Vec::new(),
-        more: Map::new(),
+        statements,
+        more,
         files: Vec::new(),
         table: None,
     })
@@ -207,6 +234,22 @@ fn sweeps_of(measured: &Measured, validation: &Report, chosen: &[usize]) -> Vec<
         input(method, report)
     };
     of_methods.into_iter().map(report).collect()
+}
+
+/// Experts of every form on test data: no point of it is chosen.
+fn forms(measured: &Measured, store: &Store) -> Result<Option<Report>> {
+    let Some(place) = &measured.forms else {
+        return Ok(None);
+    };
+    let baseline = measured.models.iter().take(1);
+    let names = baseline
+        .chain(&measured.by_form)
+        .map(|model| model.name.as_str());
+    let mut report = read(store, place, names)?;
+    for result in &mut report.results {
+        result.examples.clear();
+    }
+    Ok(Some(report))
 }
 
 /// Merges after seeds of all lengths on test data: no point of it is chosen.

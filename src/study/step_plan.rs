@@ -7,7 +7,7 @@ use evaluate::tasks::{TaskOption, TaskSpec};
 use serde_json::{Value, json};
 use train::recipe::{Init, ModelSettings, overlay};
 
-use super::recipe::{StudyData, Training, checked};
+use super::recipe::{BuildSettings, StudyData, Training, checked};
 use super::step::{Draft, Kind, Place, Step, Word};
 
 /// The steps of a study as far as they are planned.
@@ -61,10 +61,30 @@ impl<'a> StepPlan<'a> {
     }
 
     fn build_data(&mut self) {
-        let Some(build) = &self.data.build else {
-            return;
-        };
-        let mut step = Step::new("data", Kind::Plain, &["arrow"]);
+        if let Some(build) = &self.data.build {
+            self.build("data".into(), build);
+        }
+    }
+
+    /// Arrow files, built by a step unless they are there.
+    pub(super) fn arrow_of(
+        &mut self,
+        name: &str,
+        folder: Option<&Path>,
+        build: Option<&BuildSettings>,
+    ) -> Place {
+        if let Some(folder) = folder {
+            return Place::Outside(folder.into());
+        }
+        let step = format!("data-{name}");
+        if let Some(build) = build {
+            self.build(step.clone(), build);
+        }
+        Place::Of(step, "arrow".into())
+    }
+
+    fn build(&mut self, name: String, build: &BuildSettings) {
+        let mut step = Step::new(name, Kind::Plain, &["arrow"]);
         for set in &build.sets {
             step = step.command([
                 "data".into(),

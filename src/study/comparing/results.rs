@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use evaluate::reports::document::{Chart, Curve, CurvePoint};
 use evaluate::reports::published::Published;
-use evaluate::reports::{Difference, Document, Measurement, Report, labels};
+use evaluate::reports::{Document, Measurement, Report, labels};
 use evaluate::tasks::NumberSpec;
 use serde_json::{Map, Value, json};
 
@@ -13,9 +13,7 @@ use super::graph::{Comparison, Equal, Judged, Point};
 use super::recipe::JudgedTask;
 use crate::study::results::{Findings, input, keep, read};
 use crate::study::store::Store;
-
-/// A sentence says that two ways differ if the p-value of their test is below this.
-const SURPRISING: f64 = 0.05;
+use crate::study::verdict::verdict;
 
 /// The position of a point on an axis.
 type Place = fn(Taken) -> f64;
@@ -196,7 +194,7 @@ impl Found<'_> {
                 ),
             };
             let heading = self.heading(task);
-            if let Some(what) = verdict(task, found, [way, other]) {
+            if let Some(what) = verdict(task.task, found, [way, other]) {
                 said.push(format!("{heading}, {after}: {what}"));
             }
         }
@@ -241,20 +239,4 @@ impl Found<'_> {
         };
         self.points().enumerate().map(point).collect()
     }
-}
-
-/// A difference in a sentence; none where one of the two is not defined.
-fn verdict(task: &JudgedTask, found: &Difference, [way, other]: [&str; 2]) -> Option<String> {
-    let number = task.task.number(&found.name)?;
-    let difference = labels::difference(found.difference?, number.unit);
-    let (interval, p) = (found.interval?, found.p?);
-    let [low, high] = [interval.low, interval.high].map(|end| labels::difference(end, number.unit));
-    let so = match p < SURPRISING {
-        true => "they differ",
-        false => "the data do not tell them apart",
-    };
-    let label = number.label;
-    Some(format!(
-        "{label} of {way} against that of {other} {difference} ({low} to {high}, p = {p:.4}): {so}."
-    ))
 }
