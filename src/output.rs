@@ -49,6 +49,7 @@ impl Output {
         }
         let threads = global.threads.map(|threads| threads.min(most_threads()));
         if let Some(threads) = threads {
+            restart_with(threads)?;
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build_global()
@@ -138,6 +139,32 @@ fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> Result<()
 fn most_threads() -> usize {
     let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (4 * n_cores).max(16)
+}
+
+/// candle asks the environment alone how many threads its own pool has, so the program starts once more with the number there.
+#[cfg(unix)]
+fn restart_with(threads: usize) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+
+    const NUMBER: &str = "RAYON_NUM_THREADS";
+    let number = threads.to_string();
+    if std::env::var_os(NUMBER).is_some_and(|given| given == number.as_str()) {
+        return Ok(());
+    }
+    let program = std::env::current_exe().context("cannot find the program itself")?;
+    let mut words = std::env::args_os();
+    let mut command = std::process::Command::new(program);
+    if let Some(name) = words.next() {
+        command.arg0(name);
+    }
+    let fault = command.args(words).env(NUMBER, number).exec();
+    Err(fault).context("cannot start the program again with this number of threads")
+}
+
+/// Only Unix can put a program in its own place; elsewhere candle's pool has a thread for each core.
+#[cfg(not(unix))]
+fn restart_with(_threads: usize) -> Result<()> {
+    Ok(())
 }
 
 /// Applies the flags for remote files.

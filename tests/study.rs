@@ -211,12 +211,93 @@ fn recipes_that_cannot_be_are_refused_before_any_work() {
             "starts from a modality-agnostic model",
         ),
         ("specific=ln-specific", "only norms have copies"),
+        ("specific=[]", "there is no form in the list"),
+        (
+            "specific=[all-specific, agnostic]",
+            "it is every study's baseline",
+        ),
+        (
+            "specific=[ffn-specific, ffn-specific]",
+            "a form comes twice",
+        ),
+        (
+            "merges_of_forms=[{ method: arithmetic, lambda: 0.5 }]",
+            "`specific` lists no second form",
+        ),
+        (
+            "tasks.0.also=[{ name: far, data: {}, test: test }]",
+            "give a `folder`",
+        ),
+        (
+            "tasks.0.also=[{ name: far, data: { folder: a }, test: test }, { name: far, data: { folder: a }, test: val }]",
+            "or comes twice",
+        ),
     ] {
         let said = study(out.to_str().expect("UTF-8"), &[setting], &[]);
         assert_eq!(said.code, Some(2), "{setting}: {}", said.stderr);
         assert!(said.stderr.contains(expected), "{setting}: {}", said.stderr);
         assert!(!out.exists(), "{setting}");
     }
+}
+
+#[test]
+fn forms_of_experts_and_further_data_have_tables_and_sentences_of_their_own() {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let out = temporary.path().join("study");
+    let out = out.to_str().expect("UTF-8");
+    let settings = [
+        "specific=[all-specific, ffn-specific, ln-specific]",
+        "merges_of_forms=[{ method: interpolate, ratio: 0.5 }, { method: regmean, shrink: 0.9 }]",
+        "tasks.0.also=[{ name: far away, data: { build: { raw: fixtures/real/raw, sets: [coco] } }, test: val }]",
+    ];
+    let said = study(out, &settings, &["--json"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let found = said.json();
+    let names = |results: &serde_json::Value| -> Vec<String> {
+        let results = results.as_array().expect("results").iter();
+        results
+            .map(|result| result["name"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    // The same rows on further data; nothing of it is on the split that parameters are chosen on.
+    let [near, far] = [0, 1].map(|at| &found["test"][at]["results"]);
+    assert_eq!(names(near), names(far));
+    assert_eq!(near[0]["dataset"], "coco");
+    assert_eq!(far[0]["dataset"], "coco, far away");
+    assert_eq!(far[0]["split"], "val");
+
+    let forms = Path::new(out).join("steps/evaluate-coco-forms/report.json");
+    let forms = std::fs::read_to_string(forms).expect("a report");
+    let forms: serde_json::Value = serde_json::from_str(&forms).expect("JSON");
+    let expected = [
+        "agnostic",
+        "all-specific",
+        "all-specific, interpolate ratio 0.5",
+        "all-specific, regmean shrink 0.9",
+        "ffn-specific",
+        "ffn-specific, interpolate ratio 0.5",
+        "ffn-specific, regmean shrink 0.9",
+        "ln-specific",
+        "ln-specific, interpolate ratio 0.5",
+    ];
+    assert_eq!(names(&forms["results"]), expected);
+
+    let statements = found["statements"].as_array().expect("sentences");
+    let said = |words: &str| {
+        let mut texts = statements.iter().filter_map(|text| text.as_str());
+        texts.any(|text| text.contains(words))
+    };
+    for words in [
+        "RSUM of regmean against that of agnostic",
+        "coco, far away val",
+        "RSUM of the baseline against that of interpolate ratio 0.5 without a seed",
+        // Two seeds and two more forms.
+        "over 4 pairs of experts, the distance by l2 of vision vs language",
+    ] {
+        assert!(said(words), "{words}: {statements:#?}");
+    }
+    let page = std::fs::read_to_string(Path::new(out).join("report.html")).expect("a page");
+    assert!(page.contains("only norms have copies"));
 }
 
 const OF_TOWERS: &str = "docs/recipes/study-zerovl.yaml";
@@ -322,6 +403,7 @@ fn every_shipped_study_resolves() {
         ("flm-pictures", 50),
         ("clip", 100),
         ("experts", 30),
+        ("emoji", 150),
     ] {
         let recipe = format!("docs/recipes/study-{name}.yaml");
         let said = vlmerge(&["study", &recipe, "--out", "nowhere", "--dry-run", "--json"]);

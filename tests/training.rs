@@ -293,3 +293,50 @@ fn a_run_is_not_written_over_and_a_wrong_key_names_the_nearest() {
         assert!(bytes_below(Path::new(&out)) == before, "{flags:?}");
     }
 }
+
+/// The most threads of candle's own pool that a run with this many threads has at once.
+#[cfg(target_os = "linux")]
+fn threads_of_candle(threads: &str) -> usize {
+    let temporary = tempfile::tempdir().expect("a folder");
+    let recipe = temporary.path().join("recipe.yaml");
+    let text = "init: { synth: { size: tiny, blocks: 1, width: 192, patch_size: 16, image_size: 64, text_len: 16, text_table_len: 16, vocabulary: 101 } }
+model: { text_table_len: 16 }
+data: { folder: fixtures/arrow, tokenizer: fixtures/real/vocab.txt, train: [{ dataset: coco, split: train }] }
+objectives: [{ name: itc }]
+optim: { lr: 1e-3 }
+length: { steps: 8 }
+batch_size: 16
+";
+    std::fs::write(&recipe, text).expect("written");
+    let mut child = vlmerge()
+        .env_remove("RAYON_NUM_THREADS")
+        .arg("pretrain")
+        .arg(&recipe)
+        .arg("--out")
+        .arg(temporary.path().join("run"))
+        .args(["--threads", threads])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let tasks = PathBuf::from(format!("/proc/{}/task", child.id()));
+    let mut most = 0;
+    while child.try_wait().expect("asked").is_none() {
+        let listed = std::fs::read_dir(&tasks).into_iter().flatten().flatten();
+        let names =
+            listed.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        most = most.max(names.filter(|name| name.starts_with("candle")).count());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    most
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_library_has_threads_beside_those_of_the_flag() {
+    assert_eq!(threads_of_candle("1"), 0);
+    // The one that calls works, too.
+    assert_eq!(threads_of_candle("3"), 2);
+}

@@ -40,8 +40,7 @@ fn tests(measured: &Measured, report: &Report, named: impl Fn(&str) -> String) -
         let names = [named(&own.name), named(&other.name)];
         let names = names.each_ref().map(String::as_str);
         if let Some(what) = found.and_then(|found| verdict(task, found, names)) {
-            let heading =
-                labels::heading(&own.task, own.dataset.as_deref(), own.split.as_deref());
+            let heading = labels::heading(&own.task, own.dataset.as_deref(), own.split.as_deref());
             said.push(format!("{heading}: {what}"));
         }
     }

@@ -377,11 +377,11 @@ impl Builder<'_> {
         });
         let mut also = Vec::new();
         for other in &task.also {
-            let slug = other.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            let slug = other
+                .name
+                .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
             let (folder, build) = (&other.data.folder, &other.data.build);
-            let data = self
-                .plan
-                .arrow_of(&slug, folder.as_deref(), build.as_ref());
+            let data = self.plan.arrow_of(&slug, folder.as_deref(), build.as_ref());
             let words = self.plan.on_folder(on(task, &other.test), data);
             also.push(self.measure(task, &format!("also-{slug}"), &models, words));
         }

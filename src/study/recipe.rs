@@ -59,7 +59,10 @@ pub struct StudyRecipe {
 
 /// One form of experts or several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a form of experts, such as `all-specific`, or a list of forms")]
+#[serde(
+    untagged,
+    expecting = "a form of experts, such as `all-specific`, or a list of forms"
+)]
 pub enum Forms {
     /// One.
     One(ExpertForm),
