@@ -5,6 +5,7 @@ path, so links are rewritten, and the files outside of docs/ that pages link to 
 """
 
 import html.parser
+import json
 import os
 import pathlib
 import re
@@ -23,7 +24,26 @@ def place(path):
     """The path of a file of the repository in the site."""
     path = path.resolve()
     path = path.relative_to(DOCS) if path.is_relative_to(DOCS) else path.relative_to(ROOT)
+    path = path.with_suffix(".md") if path.suffix == ".ipynb" else path
     return path.with_name("index.md") if path.name == "README.md" else path
+
+
+def text_of(page):
+    """The Markdown of a page; of a notebook its cells and their outputs."""
+    if page.suffix != ".ipynb":
+        return page.read_text()
+    parts = []
+    for cell in json.loads(page.read_text())["cells"]:
+        source = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```{'sh' if source.startswith('%%bash') else 'python'}\n{source}\n```" if is_code else source)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                parts.append(f'<img src="data:image/png;base64,{"".join(data["image/png"]).strip()}" alt="the plot of this cell">')
+            else:
+                parts.append("```text\n" + "".join(output.get("text") or data["text/plain"]).rstrip("\n") + "\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def listing(folder):
@@ -47,7 +67,7 @@ def lay_out(out):
         def rewritten(found):
             before, target = found.groups()
             path, hash_, anchor = target.partition("#")
-            if "://" in target or not path:
+            if "://" in target or target.startswith("data:") or not path:
                 return found.group()
             there = (page.parent / path).resolve()
             to = place(there)
@@ -55,7 +75,7 @@ def lay_out(out):
                 # Folders of docs/ were copied; no page links to another.
                 (source / to / "index.html").write_text(listing(there))
                 to = to / "index.html"
-            elif there.suffix != ".md":
+            elif there.suffix not in (".md", ".ipynb"):
                 (source / to).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(there, source / to)
             else:
@@ -64,7 +84,7 @@ def lay_out(out):
 
         target = source / place(page)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(LINK.sub(rewritten, page.read_text()))
+        target.write_text(LINK.sub(rewritten, text_of(page)))
 
 
 class Page(html.parser.HTMLParser):

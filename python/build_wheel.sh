@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the wheel with module and program, installs it with numpy alone into a fresh environment, and checks it there:
-# size, version, types, the examples of README and docs/python.md, all tests; those of torch where the comparisons'
-# environment has it.
+# size, version, types, the examples of README and docs/python.md, all tests, the notebook; tests with torch where the
+# comparisons' environment has it.
 #   python/build_wheel.sh [FOLDER]      where the wheel goes; target/wheels unless given
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,6 +38,10 @@ echo "== types"
 echo "== tests"
 cd "$walk"
 "$walk/fresh/bin/python" -m unittest discover -s "$repository/python/tests" -t "$repository/python/tests"
+
+echo "== the notebook"
+"$walk/fresh/bin/pip" install --quiet --no-compile --disable-pip-version-check nbclient==0.10.2 ipykernel==7.1.0 matplotlib==3.10.8
+"$walk/fresh/bin/python" "$repository/python/notebook.py"
 
 echo "== tests with torch"
 "$walk/fresh/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$walk/beside" "$walk"/wheels/*.whl

@@ -104,7 +104,7 @@ fn files() -> Vec<PathBuf> {
         "docs", "src", "merge", "evaluate", "train", "fixtures", "python", "tests", "benches",
         "fuzz",
     ];
-    let mut found = top_pages_and(&FOLDERS, &["md", "rs"]);
+    let mut found = top_pages_and(&FOLDERS, &["md", "rs", "ipynb"]);
     below(root().join("python/vlmerge"), &["py", "pyi"], &mut found);
     // The list above would accuse itself.
     found.retain(|path| !path.ends_with("tests/prose.rs"));
