@@ -14,7 +14,7 @@ const WIDTH: usize = 100;
 
 /// Merges, trains and evaluates vision-language checkpoints.
 ///
-/// Reads and writes safetensors and PyTorch files, and never runs code that a file holds.
+/// Reads and writes safetensors, PyTorch files and GGUF, and never runs code that a file holds.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = WIDTH)]
 pub struct Cli {

@@ -100,7 +100,7 @@ def merge(
 
     With `out`, a file or a folder for a model with its configuration and tokenizer, the result is written and a summary
     returned: `files`, numbers of tensors `n_copied`, `n_combined`, `n_unchanged`, `n_dropped`, bytes, `seconds`.
-    `dtype` (`f32`, `bf16`, `f16`) rounds the output once. `hash=False` leaves the SHA-256 of the inputs out.
+    `dtype` (`f32`, `bf16`, `f16`) rounds the output once. `hash=False` leaves the hashes of the inputs out.
 
     Raises `Error` with the text that the program prints; notes are warnings of the class `Note`.
     """

@@ -30,9 +30,9 @@ pub struct Args {
     /// The recipe that should have made it
     #[arg(long, value_name = "RECIPE")]
     against: Option<PathBuf>,
-    /// Folder of the inputs, for the recipe that the checkpoint records
+    /// Folder of the inputs, for the recipe that the checkpoint records; repeat it for inputs of several folders
     #[arg(long, value_name = "DIR", conflicts_with = "against")]
-    inputs: Option<PathBuf>,
+    inputs: Vec<PathBuf>,
     /// Compare every element
     #[arg(long)]
     full: bool,
@@ -40,9 +40,10 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
-    let recipe = match (&args.against, &args.inputs) {
+    let recipe = match (&args.against, args.inputs.as_slice()) {
         (Some(path), _) => Some(MergeRecipe::open(path)?),
-        (None, Some(folder)) => {
+        (None, []) => None,
+        (None, folders) => {
             let checkpoint = merge::io::open(&args.out, &OpenOptions::default())?;
             let made = Provenance::from_metadata(&checkpoint.info().metadata);
             let recipe =
@@ -53,9 +54,8 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
                     args.out.display()
                 );
             };
-            Some(recipe.in_folder(folder))
+            Some(recipe.in_folders(folders))
         }
-        (None, None) => None,
     };
     let verdict = verify(&args.out, recipe.as_ref(), args.full, output)?;
     if output.json {

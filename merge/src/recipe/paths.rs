@@ -34,12 +34,17 @@ impl MergeRecipe {
         })
     }
 
-    /// The recipe with its files looked for in a folder. Addresses and absolute paths stay as they
-    /// are.
+    /// The recipe with its files looked for in folders: each in the first that has it. Addresses and absolute paths stay as
+    /// they are.
     #[must_use]
-    pub fn in_folder(&self, folder: &Path) -> Self {
+    pub fn in_folders(&self, folders: &[PathBuf]) -> Self {
         self.with_paths(&mut |path| {
-            if !path.to_string_lossy().contains("://") {
+            if path.to_string_lossy().contains("://") {
+                return;
+            }
+            let has = |folder: &&PathBuf| folder.join(&path).exists();
+            let first = folders.iter().find(has).or_else(|| folders.first());
+            if let Some(folder) = first {
                 *path = folder.join(&path);
             }
         })
@@ -231,8 +236,21 @@ mod tests {
         );
         let source = Some(TokenizerSource::Model("z.pt".into()));
         assert_eq!(short.earlier[0].tokenizer_source, source);
-        let again = short.in_folder(Path::new("/data"));
+        let again = short.in_folders(&["/data".into()]);
         assert_eq!(names(&again), ["first", "/data/deep/first"]);
         assert_eq!(again.without_folders(), short);
+    }
+    #[test]
+    fn a_file_is_taken_from_the_first_folder_that_has_it() {
+        let [one, other] = [0, 1].map(|_| tempfile::tempdir().expect("a folder"));
+        std::fs::write(other.path().join("b.pt"), "").expect("written");
+        let recipe = MergeRecipe::parse(
+            "merge_method: linear\nmodels: [a.pt, b.pt]",
+            Path::new("test"),
+        );
+        let folders = [one.path().to_owned(), other.path().to_owned()];
+        let found = recipe.expect("valid").in_folders(&folders);
+        let paths: Vec<PathBuf> = found.paths();
+        assert_eq!(paths, [one.path().join("a.pt"), other.path().join("b.pt")]);
     }
 }
