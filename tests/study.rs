@@ -289,7 +289,7 @@ fn forms_of_experts_and_further_data_have_tables_and_sentences_of_their_own() {
     };
     for words in [
         "RSUM of regmean against that of agnostic",
-        "coco, far away val",
+        "COCO, far away val",
         "RSUM of the baseline against that of interpolate ratio 0.5 without a seed",
         // Two seeds and two more forms.
         "over 4 pairs of experts, the distance by l2 of vision vs language",

@@ -1,7 +1,7 @@
 //! Sentences on merges, seeds and distances that the numbers of a study support.
 
 use anyhow::Result;
-use evaluate::metrics::rank_correlation::spearman;
+use evaluate::metrics::rank_correlation::{p_of_spearman, spearman};
 use evaluate::reports::file::{self, Source};
 use evaluate::reports::{Report, labels};
 use merge::distance::Grain;
@@ -55,6 +55,7 @@ pub fn of_distances(
 ) -> Result<Vec<String>> {
     let task = measured.task.task;
     let mut by_metric: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    let mut shown = None;
     for (place, model) in &measured.apart {
         let mut results = reports.iter().copied().flatten().flat_map(|r| &r.results);
         let result = results.find(|result| result.name == model.name);
@@ -66,7 +67,10 @@ pub fn of_distances(
             continue;
         };
         for record in &distances.distances {
-            if record.grain != Grain::All {
+            // Of three experts the first two: those that every task merges.
+            let is_shown =
+                shown.get_or_insert_with(|| record.comparison.clone()) == &record.comparison;
+            if record.grain != Grain::All || !is_shown {
                 continue;
             }
             for (metric, value) in &record.values {
@@ -91,8 +95,9 @@ pub fn of_distances(
         let n = pairs.len();
         let rho = spearman(&pairs).filter(|_| n >= LEAST_MERGES)?;
         let rho = format!("{rho:.2}").replace('-', "−");
+        let p = p_of_spearman(&pairs).map_or_else(String::new, |p| format!(", p = {p:.2}"));
         Some(format!(
-            "{heading}: over {n} pairs of experts, the distance by {metric} and {label} of their merge correlate by {rho} (Spearman)."
+            "{heading}: over {n} pairs of experts, the distance by {metric} and {label} of their merge correlate by {rho} (Spearman{p})."
         ))
     };
     Ok(by_metric.into_iter().filter_map(sentence).collect())

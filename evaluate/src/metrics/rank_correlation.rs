@@ -54,6 +54,44 @@ pub fn kendall(pairs: &[(f64, f64)]) -> Option<f64> {
     (scale > 0.0).then(|| both / scale.sqrt())
 }
 
+/// With more pairs than this, [`p_of_spearman`] would take too long.
+const MOST_PAIRS: usize = 9;
+
+/// How likely a Spearman's ρ this far from 0, either way, is where order has no part: the share of all orders of one side that
+/// give one (the exact permutation test).
+///
+/// `None` where [`spearman`] is, and for more than nine pairs.
+#[must_use]
+pub fn p_of_spearman(pairs: &[(f64, f64)]) -> Option<f64> {
+    // Orders of the same values differ by how a sum was rounded.
+    const ROUNDING: f64 = 1e-9;
+    let own = spearman(pairs).filter(|_| pairs.len() <= MOST_PAIRS)?.abs();
+    let (one, mut other) = sides(pairs)?;
+    let (mut n_orders, mut n_as_far) = (0_u64, 0_u64);
+    let mut count = |other: &[f64]| {
+        let pairs: Vec<(f64, f64)> = one.iter().copied().zip(other.iter().copied()).collect();
+        n_orders += 1;
+        n_as_far += u64::from(spearman(&pairs).is_some_and(|rho| rho.abs() >= own - ROUNDING));
+    };
+    // Heap's algorithm: each order differs from the one before by one exchange.
+    let mut turns = vec![0; other.len()];
+    count(&other);
+    let mut at = 1;
+    while at < other.len() {
+        if turns[at] < at {
+            let with = if at.is_multiple_of(2) { 0 } else { turns[at] };
+            other.swap(with, at);
+            count(&other);
+            turns[at] += 1;
+            at = 1;
+        } else {
+            turns[at] = 0;
+            at += 1;
+        }
+    }
+    Some(n_as_far as f64 / n_orders as f64)
+}
+
 /// 1, 0 or −1: whether the first is larger.
 fn order(first: f64, second: f64) -> f64 {
     f64::from(i8::from(first > second) - i8::from(first < second))
@@ -124,5 +162,17 @@ mod tests {
             assert_eq!(correlation(&[(1.0, 2.0), (1.0, 3.0)]), None);
             assert_eq!(correlation(&[(1.0, 2.0), (f64::NAN, 3.0)]), None);
         }
+    }
+
+    #[test]
+    fn of_all_orders_two_are_as_far_as_a_perfect_one() {
+        let pairs = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0), (4.0, 4.0)];
+        close(p_of_spearman(&pairs), 2.0 / 24.0);
+        // ρ = 0.8: of the 24 orders 1 gives 1, 3 give 0.8, and as many the opposite.
+        let pairs = [(1.0, 1.0), (2.0, 3.0), (3.0, 2.0), (4.0, 4.0)];
+        close(p_of_spearman(&pairs), 8.0 / 24.0);
+        assert_eq!(p_of_spearman(&[(1.0, 2.0); 3]), None);
+        let many: Vec<(f64, f64)> = (0..10_u8).map(|i| (f64::from(i), f64::from(i))).collect();
+        assert_eq!(p_of_spearman(&many), None);
     }
 }

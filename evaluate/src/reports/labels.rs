@@ -26,11 +26,13 @@ pub fn task(name: &str) -> String {
         .to_owned()
 }
 
-/// A data set's name for people.
+/// A data set's name for people; after a comma it may say which of several.
 pub fn dataset(name: &str) -> String {
-    DatasetSpec::of(name)
-        .map_or(name, |set| set.title)
-        .to_owned()
+    let (set, which) = name
+        .split_once(", ")
+        .map_or((name, None), |(set, which)| (set, Some(which)));
+    let title = DatasetSpec::of(set).map_or(set, |set| set.title);
+    which.map_or_else(|| title.to_owned(), |which| format!("{title}, {which}"))
 }
 
 /// Task, data set and split in a few words.
