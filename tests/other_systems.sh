@@ -22,7 +22,10 @@ fi
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 printf '#!/bin/sh\nexec "%s" ar "$@"\n' "$zig" >"$work/ar"
-chmod +x "$work/ar"
+# The standard library of Windows names functions of libraries, for which rustc asks this program for stubs.
+printf '#!/bin/sh\nexec "%s" dlltool "$@"\n' "$zig" >"$work/x86_64-w64-mingw32-dlltool"
+chmod +x "$work"/*
+export PATH="$PATH:$work"
 
 for target in "${targets[@]}"; do
     # zig has names of its own for systems.
