@@ -49,7 +49,7 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         );
     };
     let recipe = match &args.inputs {
-        Some(folder) => recipe.in_folder(folder),
+        Some(folder) => recipe.in_folders(std::slice::from_ref(folder)),
         None => recipe,
     };
     let yaml = recipe.to_yaml()?;
