@@ -70,6 +70,7 @@ use candle_core::Tensor;
 
 use crate::Result;
 use crate::batch::Batch;
+use evaluate::crossing;
 
 /// A loss and what a run logs of it.
 #[derive(Clone, Debug)]
@@ -87,11 +88,9 @@ impl Loss {
     /// A loss that is a mean over this rank's examples, of which every rank has as many.
     fn mean(value: Tensor, measures: Vec<(&'static str, f64, f64)>) -> Result<Self> {
         Ok(Self {
-            reported: f64::from(
-                value
-                    .to_dtype(candle_core::DType::F32)?
-                    .to_scalar::<f32>()?,
-            ),
+            reported: f64::from(crossing::number::<f32>(
+                &value.to_dtype(candle_core::DType::F32)?,
+            )?),
             value,
             measures,
         })
