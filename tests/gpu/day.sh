@@ -37,10 +37,10 @@ is_good=true
 parts=()
 
 text() { # a string of JSON
-    python_free="${1//\\/\\\\}"
-    python_free="${python_free//\"/\\\"}"
-    python_free="${python_free//$'\n'/ }"
-    printf '"%s"' "$(printf %s "$python_free" | tr -d '\000-\037')"
+    escaped="${1//\\/\\\\}"
+    escaped="${escaped//\"/\\\"}"
+    escaped="${escaped//$'\n'/ }"
+    printf '"%s"' "$(printf %s "$escaped" | tr -d '\000-\037')"
 }
 part() { # NAME JSON
     parts+=("  $(text "$1"): $2")
@@ -89,7 +89,7 @@ ask() {
 
 # The machine.
 number="${device#cuda}" number="${number#:}" number="${number:-0}"
-samples=
+samples= libraries_before="${LD_LIBRARY_PATH:-}"
 if [ "$device" != cpu ]; then
     command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1 && samples=yes
     if [ -n "$samples" ]; then
@@ -113,7 +113,7 @@ fi
 python=
 for name in python3 python; do command -v "$name" >/dev/null && python="$name" && break; done
 if [ "$device" != cpu ]; then
-    places="/usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib /usr/local/nvidia/lib64 /usr/local/nvidia/lib /usr/lib/x86_64-linux-gnu"
+    places="/usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib /usr/local/nvidia/lib64 /usr/local/nvidia/lib"
     [ -n "$python" ] && places+=" $("$python" - <<'P' 2>/dev/null
 import glob, site, sys
 places = [*sys.path, *site.getsitepackages()]
@@ -123,6 +123,7 @@ P
     for place in $places; do [ -d "$place" ] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$place"; done
     export LD_LIBRARY_PATH
 fi
+libraries="${LD_LIBRARY_PATH:-}"
 missing=
 if [ -x "$card" ]; then
     missing="$(ldd "$card" 2>&1 | sed -n 's/^[[:space:]]*\([^ ]*\) => not found.*/\1/p' | sort -u | tr '\n' ' ')"
@@ -135,6 +136,8 @@ else
     ours="$card is missing: run tests/gpu/prepare.sh"
 fi
 [ -n "$ours" ] && skipped programs "$ours" || part programs "{\"bytes\": [$(stat -c %s "$card"), $(stat -c %s "$vlmerge")]}"
+# torch, which may be missing.
+export LD_LIBRARY_PATH="$libraries_before"
 torch=
 if [ -z "$python" ]; then
     torch="there is no python3"
@@ -143,6 +146,8 @@ elif ! found="$("$python" -c 'import torch, safetensors, sys; print(torch.__vers
 elif [ "$device" != cpu ] && [ "${found##* }" != True ]; then
     torch="torch ${found% *} finds no card"
 fi
+
+export LD_LIBRARY_PATH="$libraries"
 
 # Sizes.
 tiny=() of_data=() training=()
@@ -180,6 +185,8 @@ if [ -n "$torch" ]; then
 elif [ ! -e "$work/model.safetensors" ]; then
     skipped "torch" "it trains the weights that vlmerge draws, which did not run"
 else
+    # torch finds its own libraries.
+    export LD_LIBRARY_PATH="$libraries_before"
     torch_dtypes=("${dtypes[@]}")
     [ "$device" = cpu ] && torch_dtypes=(f32 bf16)
     for dtype in "${torch_dtypes[@]}"; do
@@ -190,13 +197,15 @@ else
     done
 fi
 
+export LD_LIBRARY_PATH="$libraries"
+
 # Grams, measuring, and a run that is killed, of the tiny model: the same on the processor and on the device.
 tiny=(--tokenizer fixtures/real/vocab.txt --text-table-len 16)
 of_data=(--task retrieval --data fixtures/arrow --split val)
 training=(-q finetune --task retrieval --init fixtures/ckpt/ufo.safetensors --data fixtures/arrow --tokenizer fixtures/real/vocab.txt
     --set 'model={text_table_len: 16}' --set batch_size=4 --set 'length={steps: 60}' --set 'save={every: {steps: 5}, keep: 20}' --device "$device")
 grams() {
-    "$vlmerge" -q gram --checkpoint fixtures/ckpt/ufo.safetensors "${of_data[@]}" "${tiny[@]}" --device "$1" --out "$2" >&2
+    "$vlmerge" -q gram --checkpoint fixtures/ckpt/all_moe.safetensors "${of_data[@]}" "${tiny[@]}" --device "$1" --out "$2" >&2
 }
 grams_of_both() {
     grams cpu "$work/gram_cpu.safetensors" && grams "$device" "$work/gram.safetensors" &&
@@ -207,14 +216,16 @@ measured() {
 }
 measured_on_both() {
     local on_cpu on_device
-    on_cpu="$(measured cpu)" && on_device="$(measured "$device")" && printf '{"processor": %s, "device": %s}' "$on_cpu" "$on_device"
+    on_cpu="$(measured cpu)" && on_device="$(measured "$device")" || return
+    numbers() { sed -n 's/.*"value": \([-0-9.e]*\),*$/\1/p' | paste -sd,; }
+    printf '{"processor": [%s], "device": [%s]}' "$(numbers <<<"$on_cpu")" "$(numbers <<<"$on_device")"
 }
 killed_and_resumed() {
     local run waited=0
     "$vlmerge" "${training[@]}" --out "$work/whole" >&2 || return
     "$vlmerge" "${training[@]}" --out "$work/killed" >&2 &
     run=$!
-    until [ -e "$work/killed/states/step-10" ] || [ $waited -ge 600 ]; do
+    until [ -e "$work/killed/states/step-00000010" ] || [ $waited -ge 600 ]; do
         sleep 0.02
         waited=$((waited + 1))
     done

@@ -332,7 +332,8 @@ pub fn parity(device: &Device, dtype: DType, fixtures: &Path) -> Result<Value> {
         };
         let places = inputs(&row, fixtures, folder.path());
         let at = |place: &str| fixtures.join(place);
-        let run = |(device, dtype), tape: &dyn Fn() -> Option<Tape>| match &places {
+        let run = |(device, dtype): (&Device, DType), tape: &dyn Fn() -> Option<Tape>| match &places
+        {
             Ok(inputs) => compute(&row, (fixtures, inputs), (device, dtype), tape),
             Err(error) => Err(error.to_string().into()),
         };
@@ -341,19 +342,14 @@ pub fn parity(device: &Device, dtype: DType, fixtures: &Path) -> Result<Value> {
             ("", Tape::new as fn() -> Tape),
             (", checkpointed", Tape::checkpointing),
         ] {
-            let pair = (|| Ok((run((device, dtype), &|| Some(tape()))?, exact.as_ref())))();
-            let (found, exact) = match pair {
-                Ok((found, Ok(exact))) => (found, exact),
-                Ok((_, Err(error))) => {
-                    note(
-                        format!("the processor{way}"),
-                        "",
-                        0.0,
-                        Err(error.to_string().into()),
-                    );
+            let (found, exact) = match (run((device, dtype), &|| Some(tape())), &exact) {
+                (Ok(found), Ok(exact)) => (found, exact),
+                (Ok(_), Err(error)) => {
+                    let error = error.to_string().into();
+                    note(format!("the processor{way}"), "", 0.0, Err(error));
                     continue;
                 }
-                Err(error) => {
+                (Err(error), _) => {
                     note(format!("the device{way}"), "", 0.0, Err(error));
                     continue;
                 }
@@ -408,11 +404,12 @@ pub fn parity(device: &Device, dtype: DType, fixtures: &Path) -> Result<Value> {
                 );
             }
             for (name, file) in row.gradients.iter().filter(|_| is_wide) {
-                let expected = read(&at(file));
-                let found = found.losses.get(name).ok_or_else(|| "no such loss".into());
-                let apart = expected.and_then(|expected| apart(&found?.1, &expected, FLOOR));
+                let compared = || -> Result<Apart> {
+                    let (_, found) = found.losses.get(name).ok_or("no such loss")?;
+                    apart(found, &read(&at(file))?, FLOOR)
+                };
                 let what = format!("gradients of {name}{way}");
-                note(what, "the published program", bounds.gradients, apart);
+                note(what, "the published program", bounds.gradients, compared());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Queries, pictures and texts that free language modeling and ranking read beside an example itself.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use evaluate::crossing;
 use evaluate::streams::query_ids;
 use evaluate::text::Encoded;

@@ -1,6 +1,6 @@
 //! The patches and words that masked signal modeling hides.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use evaluate::crossing;
 use merge::random::Sequence;
 

@@ -7,11 +7,11 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use evaluate::crossing;
 
 use super::{gather, sigmoid};
 use crate::collective::Collective;
 use crate::{Error, Result};
-use evaluate::crossing;
 
 /// Numbers of a stretch of rows: 4 MiB in `f32`, all similarities of a batch of 1,024.
 const STRETCH: usize = 1 << 20;

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
-use candle_core::{Device, Tensor, WithDType};
+use candle_core::{Tensor, WithDType};
+use evaluate::crossing;
 
 use crate::Result;
 use crate::collective::Collective;
-use evaluate::crossing;
 
 /// The numbers of `ranks`, in their order; all ranks have as many.
 pub(super) fn numbers<T: Pod>(

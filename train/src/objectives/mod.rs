@@ -67,10 +67,10 @@ pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
 use candle_core::Tensor;
+use evaluate::crossing;
 
 use crate::Result;
 use crate::batch::Batch;
-use evaluate::crossing;
 
 /// A loss and what a run logs of it.
 #[derive(Clone, Debug)]

@@ -1,12 +1,12 @@
 //! Hard negatives: for each image and text of the whole batch another one that is much like its own.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use evaluate::crossing;
 
 use super::comparison::{similarities, stretches};
 use super::{PairFeatures, PairSettings, Step, gather};
 use crate::batch::{Batch, Images, Texts};
 use crate::{Error, Result};
-use evaluate::crossing;
 
 /// Rows of the whole batch, one for each row of this rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

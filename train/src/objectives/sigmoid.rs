@@ -1,6 +1,6 @@
 //! SigLIP's contrast: every pair of an image and a text on its own, right or wrong.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use evaluate::crossing;
 use evaluate::models::Head;
 

@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use candle_core::{DType, Tensor, Var};
+use evaluate::crossing;
 
 use super::clip::square_sum;
 use super::{Step, change_in_place};
 use crate::{Error, Result};
-use evaluate::crossing;
 
 /// The update rule, with one rate for each variable:
 ///
