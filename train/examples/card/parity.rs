@@ -77,6 +77,12 @@ fn rows() -> Vec<Row> {
         pair_len: Some(12),
         ..Overrides::default()
     };
+    let flm = Overrides {
+        n_heads: Some(2),
+        image_heads: Some(2),
+        text_heads: Some(2),
+        ..Overrides::default()
+    };
     vec![
         Row {
             family: "multiway, one of each part",
@@ -118,6 +124,7 @@ fn rows() -> Vec<Row> {
         Row {
             family: "flm",
             weights: "flm/ckpt/flm_pretrain.safetensors",
+            overrides: flm,
             inputs: "flm/forward/inputs.safetensors",
             batch: Some("cap"),
             gradients: &[("flm", "flm/losses/flm_grads.safetensors")],
@@ -126,6 +133,7 @@ fn rows() -> Vec<Row> {
         Row {
             family: "flm, questions",
             weights: "flm/ckpt/vqa.safetensors",
+            overrides: flm,
             inputs: "flm/forward/inputs.safetensors",
             batch: Some("vqa"),
             gradients: &[("vqa", "flm/losses/vqa_grads.safetensors")],
@@ -234,11 +242,16 @@ fn compute(
 ) -> Result<Found> {
     let weights = Arc::new(open(&fixtures.join(row.weights))?);
     let (blueprint, weights) = models::prepare(weights, &row.overrides, device, dtype)?;
+    let learns = losses::of_family(blueprint.family()).next().is_some();
+    let weights = match learns {
+        true => weights.trainable(),
+        false => weights,
+    };
     let Opened {
         model,
         weights,
         blueprint,
-    } = Opened::build(blueprint, weights.trainable())?;
+    } = Opened::build(blueprint, weights)?;
     let names = model.named_passes()?.inputs();
     let given = Given::open_batch(&open(inputs)?, row.batch, names, device, dtype)?;
     let passes: Vec<String> = row.passes.iter().map(|&pass| pass.to_owned()).collect();
