@@ -2,7 +2,7 @@
 //!
 //! Whatever a step of training, its objectives and its models copy goes through here, so that a test on the processor can
 //! count what would cross the bus of a card: `train/tests/crossings.rs`. Fused operations, which run on the processor alone, do
-//! not. What candle copies within an operation (the strides of a tensor that is not contiguous) is not counted.
+//! not. Copies that candle makes within an operation (the strides of a tensor that is not contiguous) are not counted.
 
 use std::cell::Cell;
 

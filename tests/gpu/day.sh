@@ -8,6 +8,7 @@
 #   --device NAME     cuda, cuda:N or cpu [default: cuda]
 #   --small           a tiny model and few steps in place of the base size at 224 px with a batch of 64
 #   --out FILE        the JSON [default: target/gpu/day.json]
+#   --only PATTERN    parts whose names match a shell pattern, such as 'steps*'
 #   --minutes N       begins nothing after N minutes [default: 8, on a processor 60]
 #
 # A part that cannot run is in the JSON with its reason, and the others go on. The exit code is 0 if every part ran and every comparison
@@ -16,13 +17,14 @@ set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 export LC_ALL=C
 
-device=cuda small=false minutes= out=
+device=cuda small=false minutes= out= only='*'
 while [ $# -gt 0 ]; do
     case "$1" in
         --device) device="$2"; shift ;;
         --small) small=true ;;
         --out) out="$2"; shift ;;
         --minutes) minutes="$2"; shift ;;
+        --only) only="$2"; shift ;;
         *) sed -n '2,/^set /p' "$0" | sed '/^set /d; s/^# \{0,1\}//'; exit 2 ;;
     esac
     shift
@@ -56,6 +58,8 @@ skipped() { # NAME REASON
 ask() {
     local name="$1" limit="$2" said code started sampler= peak=null
     shift 2
+    # shellcheck disable=SC2053
+    [[ "$name" == $only ]] || return 0
     # A processor that is shared may take its time.
     [ "$device" = cpu ] && limit=$((limit * 6))
     if [ $((SECONDS - began)) -ge $((minutes * 60)) ]; then

@@ -1,4 +1,4 @@
-//! What `tests/gpu/day.sh` asks of a device, each answer a line of JSON:
+//! The questions of `tests/gpu/day.sh` to a device, each answer a line of JSON:
 //!
 //! ```text
 //! card about DEVICE                                                 whether the device opens, and how fast a product is

@@ -193,7 +193,7 @@ fn rows() -> Vec<Row> {
 
 type Named = BTreeMap<String, Vec<f64>>;
 
-/// What a device computes of a row.
+/// The results of a row on a device.
 struct Found {
     outputs: Named,
     /// By the name of the loss: the loss, and gradients.
@@ -286,7 +286,8 @@ fn compute(
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|value| value * value).sum::<f64>().sqrt()
+    // A sum of nothing is −0.
+    (values.map(|value| value * value).sum::<f64>() + 0.0).sqrt()
 }
 
 /// Errors of tensors in relative L2 norm.
@@ -324,7 +325,7 @@ fn apart(found: &Named, expected: &Named, floor: f64) -> Result<Apart> {
             return Err(format!("`{name}` has {found} values, not {expected}").into());
         }
         let pairs = found.iter().zip(expected);
-        // What is hidden is −∞ in both.
+        // Hidden numbers are −∞ in both.
         let off = norm(pairs.filter(|(a, b)| a != b).map(|(a, b)| a - b));
         off_of_all += off * off;
         norm_of_all += of(expected).powi(2);
