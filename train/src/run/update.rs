@@ -381,30 +381,29 @@ impl Updater {
         factor: f64,
         collective: &dyn Collective,
     ) -> Result<f64> {
-        let squares = |variables: Vec<&Var>| -> Result<f64> {
-            let mut sum = 0.0;
-            // One copy for all of them: a card waits at each.
-            let mut on_device: Vec<Tensor> = Vec::new();
-            for variable in variables {
-                match gradients.get(variable) {
-                    None => {}
-                    Some(Gradient::Host(values)) => sum += square_sum(values),
-                    Some(Gradient::Device(tensor)) => {
-                        on_device.push(tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?);
-                    }
-                }
-            }
-            if !on_device.is_empty() {
-                let values: Vec<f32> = crossing::to_memory(&Tensor::stack(&on_device, 0)?)?;
-                sum += values.into_iter().map(f64::from).sum::<f64>();
-            }
-            Ok(sum)
-        };
         let sum_of = |of_one_rank: bool| {
             let trained = self.trained(variables);
             let trained = trained.filter(|(name, _)| self.experts.has(name) == of_one_rank);
             let trained: Vec<&Var> = trained.map(|(_, var)| var).collect();
-            near(variables, || squares(trained))
+            let (mut sum, on_device) = near(variables, || -> Result<(f64, Vec<Tensor>)> {
+                let (mut sum, mut on_device) = (0.0, Vec::new());
+                for variable in trained {
+                    match gradients.get(variable) {
+                        None => {}
+                        Some(Gradient::Host(values)) => sum += square_sum(values),
+                        Some(Gradient::Device(tensor)) => {
+                            on_device.push(tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?);
+                        }
+                    }
+                }
+                Ok((sum, on_device))
+            })?;
+            // One copy for all of them: a card waits at each.
+            if !on_device.is_empty() {
+                let values: Vec<f32> = crossing::to_memory(&Tensor::stack(&on_device, 0)?)?;
+                sum += values.into_iter().map(f64::from).sum::<f64>();
+            }
+            Ok::<_, Error>(sum)
         };
         let mut sum = sum_of(false)?;
         if self.experts.are_shared_out() {
