@@ -137,7 +137,6 @@ fn rows() -> Vec<Row> {
             overrides: flm,
             inputs: "flm/forward/inputs.safetensors",
             batch: Some("vqa"),
-            gradients: &[("vqa", "flm/losses/vqa_grads.safetensors")],
             ..plain
         },
         Row {
