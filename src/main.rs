@@ -10,6 +10,7 @@ mod key_tree;
 mod measuring;
 mod output;
 mod plan_view;
+mod processes;
 mod ranks;
 mod result_table;
 mod search;

@@ -14,6 +14,7 @@ pub use merge::printable;
 pub use merge::remote::fetched_bytes;
 
 use crate::args::global::Global;
+use crate::processes;
 
 /// Set by SIGINT and SIGTERM; long operations look at it between chunks.
 static CANCELLED: AtomicBool = AtomicBool::new(false);
@@ -142,29 +143,13 @@ fn most_threads() -> usize {
 }
 
 /// candle asks the environment alone how many threads its own pool has, so the program starts once more with the number there.
-#[cfg(unix)]
 fn restart_with(threads: usize) -> Result<()> {
-    use std::os::unix::process::CommandExt;
-
     const NUMBER: &str = "RAYON_NUM_THREADS";
     let number = threads.to_string();
-    if std::env::var_os(NUMBER).is_some_and(|given| given == number.as_str()) {
-        return Ok(());
+    match std::env::var_os(NUMBER).is_some_and(|given| given == number.as_str()) {
+        true => Ok(()),
+        false => processes::start_again(NUMBER, &number),
     }
-    let program = std::env::current_exe().context("cannot find the program itself")?;
-    let mut words = std::env::args_os();
-    let mut command = std::process::Command::new(program);
-    if let Some(name) = words.next() {
-        command.arg0(name);
-    }
-    let fault = command.args(words).env(NUMBER, number).exec();
-    Err(fault).context("cannot start the program again with this number of threads")
-}
-
-/// Only Unix can put a program in its own place; elsewhere candle's pool has a thread for each core.
-#[cfg(not(unix))]
-fn restart_with(_threads: usize) -> Result<()> {
-    Ok(())
 }
 
 /// Applies the flags for remote files.

@@ -46,6 +46,7 @@ pub mod mixtures;
 pub mod moe;
 mod permutations;
 pub mod plan;
+pub mod platform;
 mod printable;
 pub mod progress;
 pub mod provenance;
