@@ -200,6 +200,30 @@ fn another_recipe_does_not_go_on_with_a_state() {
 }
 
 #[test]
+fn another_tokenizer_at_the_same_path_does_not_go_on_with_a_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = folder.path().join("vocab.txt");
+    let text = std::fs::read_to_string(path("real/vocab.txt")).expect("a vocabulary");
+    std::fs::write(&words, &text).expect("written");
+    let setting = format!("data.tokenizer={}", words.display());
+    let recipe = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &[&setting]);
+    let place = folder.path().join("run");
+    run(&recipe, &place, &StopAfter::steps(1)).expect("it runs");
+    // The last two words change places: as many bytes, other ids.
+    let mut lines: Vec<&str> = text.lines().collect();
+    let n = lines.len();
+    lines.swap(n - 2, n - 1);
+    let other = lines.join("\n") + "\n";
+    assert_eq!(other.len(), text.len());
+    std::fs::write(&words, other).expect("written");
+    let error = run(&recipe, &place, &merge::progress::Silent);
+    let said = error.expect_err("another tokenizer").to_string();
+    assert!(said.contains("other data") && said.contains("tokenizer vocab.txt: "), "{said}");
+    std::fs::write(&words, text).expect("written");
+    run(&recipe, &place, &merge::progress::Silent).expect("it goes on");
+}
+
+#[test]
 fn recipes_that_cannot_be_are_refused_with_the_key() {
     let whole = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &[]);
     let yaml = whole.to_yaml().expect("YAML");

@@ -68,7 +68,7 @@ pub struct Prepared {
     pub start: Start,
     /// The examples.
     pub loader: Arc<Loader>,
-    /// Facts about the data ([`data::identity`]); a state of a run on other data is refused by them.
+    /// Facts about the data and its tokenizers ([`data::identity`], [`data::tokenizers`]); a state of a run on other data is refused by them.
     pub data: BTreeMap<String, String>,
     /// Notes for users on the way in which the files of the weights were found and read.
     pub notes: Vec<String>,
@@ -116,7 +116,7 @@ impl TrainPlan {
         from.map(|from| [from, side])
     }
 
-    /// Notes for users on the way in which the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read, and on what a state does not tell.
     #[must_use]
     pub fn notes_of_weights(&self) -> &[String] {
         &self.notes_of_weights
@@ -139,7 +139,7 @@ impl TrainPlan {
         let collective = place.collective;
         let dtype = dtype(&recipe.precision)?;
         let needs = needs(&recipe)?;
-        let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
+        let (image_tokenizer, image_tokenizer_files) = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
         let (mut examples, mut sets) = examples_of(&recipe, needs, TextRule::Verbatim)?;
         check_classes(&recipe, examples.as_ref())?;
@@ -222,16 +222,22 @@ impl TrainPlan {
             start.blueprint.grouping(),
             collective,
         )?;
+        let mut facts = data::identity(&recipe.data, examples.as_ref())?;
+        facts.extend(data::tokenizers(
+            tokenizer.as_deref(),
+            &image_tokenizer_files,
+        )?);
+        let mut notes_of_weights = initial.notes;
         let mut state = TrainState {
             recipe: fingerprint(&recipe)?,
-            data: data::identity(&recipe.data, examples.as_ref())?,
+            data: facts,
             inputs,
             missing: optim.missing.clone(),
             loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
             ..TrainState::default()
         };
         if let Some(found) = taken_up {
-            require_same_run(&found, &state)?;
+            notes_of_weights.extend(require_same_run(&found, &state)?);
             updater.resume(&found, &recipe.optim, &start.variables)?;
             state = TrainState {
                 data: state.data,
@@ -282,7 +288,7 @@ impl TrainPlan {
             notes,
             dtype,
             resized_from: initial.image_side,
-            notes_of_weights: initial.notes,
+            notes_of_weights,
             memory,
         })
     }
