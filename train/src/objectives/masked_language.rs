@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use evaluate::batch::Pair;
-use evaluate::models::Head;
+use evaluate::models::{Head, Streams};
 use evaluate::nn::Guessed;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -32,6 +32,10 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
 impl Objective for MaskedLanguage {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Bidirectional]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

@@ -67,6 +67,7 @@ pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
 use candle_core::Tensor;
+use evaluate::models::Streams;
 
 use crate::Result;
 use crate::batch::Batch;
@@ -128,6 +129,12 @@ pub trait Objective: Send + Sync {
     /// The rules by which it draws negatives of the whole batch ([`Negatives`]), if it does.
     fn negatives(&self) -> Option<PairSettings> {
         None
+    }
+
+    /// The ways of reading a text, of models that have several, that it trains; empty where it reads as the model does,
+    /// or in a way of its own that the model's file need not say.
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[]
     }
 
     /// The number of times that it runs a batch through the model with a graph: routers are balanced over the passes of

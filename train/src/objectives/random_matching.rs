@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use evaluate::batch::{Images, Pair};
-use evaluate::models::Head;
+use evaluate::models::{Head, Streams};
 use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -32,6 +32,10 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
 impl Objective for RandomMatching {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Bidirectional]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
