@@ -34,6 +34,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     needs: NEEDS,
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &["language.as_published"],
     open: |opening| {
         Ok(Box::new(CausalLanguage {
             spec: &SPEC,
@@ -49,6 +50,7 @@ pub(super) const CAPTIONING: ObjectiveSpec = ObjectiveSpec {
     needs: NEEDS,
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &["language.as_published"],
     open: |opening| {
         Ok(Box::new(CausalLanguage {
             spec: &CAPTIONING,

@@ -30,6 +30,11 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &[
+        "language.forward_weight",
+        "language.reverse_weight",
+        "language.span_corruption",
+    ],
     open: |opening| {
         Ok(Box::new(FreeLanguage {
             settings: opening.language.unwrap_or_default(),

@@ -61,7 +61,7 @@ pub use random_matching::RandomMatching;
 pub use ranking::Ranking;
 pub use retrieval::Retrieval;
 pub use sigmoid::Sigmoid;
-pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};
+pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, readers, spec};
 pub use step::{PassWays, Randomness, RoutingOf, Shared, Step};
 pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;

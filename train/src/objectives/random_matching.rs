@@ -26,6 +26,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Matching],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(RandomMatching)),
 };
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use evaluate::models::Dvae;
+use evaluate::models::{Dvae, Module};
 
 use super::parts::at_once;
 use crate::{Error, Result};
@@ -73,6 +73,32 @@ pub(super) fn check_reading(
         key: "model.streams".into(),
         reason,
     })
+}
+
+/// Checks that settings of the optimizer for heads have heads to learn: CLIP's contrast has none.
+pub(super) fn check_heads(optim: &OptimSettings, start: &Start) -> Result<()> {
+    let family = start.blueprint.grouping();
+    let usual = OptimSettings::default();
+    let is_head = |name: &String| family.membership(name).module == Module::Head;
+    let has_heads = optim.heads.is_some()
+        || !optim.raised.is_empty()
+        || family.raises_missing
+        || start.variables.keys().any(is_head);
+    let settings = [
+        ("lr_mult", optim.lr_mult != usual.lr_mult),
+        (
+            "head_weight_decay",
+            optim.head_weight_decay != usual.head_weight_decay,
+        ),
+    ];
+    match settings.iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) if !has_heads => Err(Error::BadSetting {
+            key: format!("optim.{key}"),
+            reason: "the model has no head that learns at another rate; leave it out, or name variables in `optim.heads`"
+                .into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The optimizer's settings. Where objectives train their heads alone, all else is frozen, so that nobody

@@ -19,7 +19,7 @@ use evaluate::models::Head;
 use evaluate::ranks::ExpertShare;
 use evaluate::text::{TextRule, Tokenizer};
 
-use self::goals::{balance, check_reading, missing, needs, objectives, optim};
+use self::goals::{balance, check_heads, check_reading, missing, needs, objectives, optim};
 use self::hiding::{image_tokenizer, patches, signals};
 use self::labels::{answer_list, check_classes, class_list, n_answers};
 use self::parts::n_parts;
@@ -83,6 +83,7 @@ impl TrainPlan {
     /// # Errors
     /// When the recipe, a file or the weights are wrong, or the folder holds another run.
     pub fn of(recipe: CheckedRecipe, place: &Where<'_>) -> Result<Self> {
+        recipe.check_routing()?;
         let kept = RunFolder::newest_in(place.folder)?;
         Self::from(recipe, place, kept)
     }
@@ -183,6 +184,7 @@ impl TrainPlan {
         let checkpoint = origin::with(initial.checkpoint, &inputs);
         let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
         check_reading(&objectives, &start)?;
+        check_heads(&recipe.optim, &start)?;
         let rule = start.model.input().text.rule;
         if recipe.data.without_repeats && rule != TextRule::Verbatim {
             (examples, sets) = examples_of(&recipe, needs, rule)?;
