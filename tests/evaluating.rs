@@ -170,7 +170,13 @@ fn grams_of_real_pictures_merge_a_model_that_is_measured_and_shown() {
     assert_eq!((kept(), &first[0].1), (2, &found[1].1));
     let again = numbers(&ok(&run(&["evaluate", &merged], &cached)).json());
     assert_eq!((kept(), again), (2, first));
-    cached.extend(["--fusion-start".into(), "9".into()]);
+    let mut contradicting = cached.clone();
+    contradicting.extend(["--fusion-start".into(), "9".into()]);
+    let said = run(&["evaluate", &merged], &contradicting);
+    assert_ne!(said.code, Some(0));
+    let expected = "`fusion_start` is 10 by the file's own record, but 9 was asked for";
+    assert!(said.stderr.contains(expected), "{}", said.stderr);
+    cached.extend(["--shallow-attention".into(), "joint".into()]);
     ok(&run(&["evaluate", &merged], &cached));
     assert_eq!(kept(), 4);
     // The journal is gone, and the report is not overwritten unasked.

@@ -27,6 +27,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::ImageClasses],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(LinearProbe)),
 };
 

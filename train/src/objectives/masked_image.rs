@@ -67,6 +67,7 @@ pub(super) const WITH_TEXT: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedImage],
     after: &[],
+    reads: &["image_masking"],
     open: |with| {
         Ok(Box::new(MaskedImage::with_text(
             with.image_tokenizer("mim")?,
@@ -84,6 +85,7 @@ pub(super) const ALONE: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedImage],
     after: &[],
+    reads: &["image_masking"],
     open: |with| {
         Ok(Box::new(MaskedImage::alone(
             with.image_tokenizer("image_mim")?,

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use evaluate::batch::Pair;
 use evaluate::crossing;
-use evaluate::models::Head;
+use evaluate::models::{Head, Streams};
 use evaluate::nn::Guessed;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -27,12 +27,17 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedLanguage],
     after: &[],
+    reads: &["masking"],
     open: |_| Ok(Box::new(MaskedLanguage)),
 };
 
 impl Objective for MaskedLanguage {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Bidirectional]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

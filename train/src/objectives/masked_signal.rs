@@ -225,6 +225,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedImage, Head::MaskedLanguage],
     after: &[],
+    reads: &["signal", "model.decoder_depth", "model.tied_words"],
     open: |opening| {
         let settings = opening.signal.unwrap_or_default();
         Ok(Box::new(MaskedSignal::new(settings)?))

@@ -36,6 +36,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Matching],
     after: &["itc"],
+    reads: &["pairs"],
     open: |opening| {
         let pairs = opening.pairs()?;
         Ok(Box::new(Matching { pairs }))

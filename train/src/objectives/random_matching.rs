@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use evaluate::batch::{Images, Pair};
 use evaluate::crossing;
-use evaluate::models::Head;
+use evaluate::models::{Head, Streams};
 use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -27,12 +27,17 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Matching],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(RandomMatching)),
 };
 
 impl Objective for RandomMatching {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Bidirectional]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

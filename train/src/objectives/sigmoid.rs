@@ -30,6 +30,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Contrastive],
     after: &[],
+    reads: &["pairs"],
     open: |opening| {
         let pairs = opening.pairs()?;
         Ok(Box::new(Sigmoid { pairs }))

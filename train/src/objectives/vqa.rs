@@ -26,6 +26,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Vqa],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(Vqa)),
 };
 
