@@ -75,7 +75,7 @@ pub use io::{Checkpoint, ObjectPath, PathSegment, TensorInfo, TensorSource};
 pub use layouts::Layout;
 pub use methods::MergeMethod;
 pub use plan::MergePlan;
-pub use printable::printable;
+pub use printable::{grouped, printable};
 pub use progress::Progress;
 pub use recipe::MergeRecipe;
 pub use vectorized::vectorized;
