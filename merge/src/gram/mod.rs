@@ -139,11 +139,10 @@ const ROUNDING_OF_HALVES: f64 = 1e-2;
 /// mean of its two diagonal elements, which no element of a gram matrix exceeds.
 fn asymmetry(matrix: &Array2<f64>, rounding: f64) -> Option<(usize, usize)> {
     let scales: Vec<f64> = matrix.diag().iter().map(|d| d.abs().sqrt()).collect();
-    let n = scales.len();
-    for row in 0..n {
-        for column in row + 1..n {
+    for (row, scale) in scales.iter().enumerate() {
+        for (column, other) in scales.iter().enumerate().skip(row + 1) {
             let apart = (matrix[[row, column]] - matrix[[column, row]]).abs();
-            if apart > rounding * scales[row] * scales[column] {
+            if apart > rounding * scale * other {
                 return Some((row, column));
             }
         }
