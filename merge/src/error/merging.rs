@@ -141,15 +141,31 @@ pub enum MergeFault {
         /// The merged key.
         slot: String,
     },
-    /// A method that looks at all tensors together has other parameters for one of them.
+    /// A method that looks at all tensors together has another parameter for one of them.
     #[error(
-        "cannot merge `{slot}`: {method} looks at all tensors together, so that its parameters have one value for all; this tensor has another"
+        "cannot merge `{slot}`: {method} looks at all tensors together, so `{name}` must have one value for all of them{place}"
     )]
     VariesByTensor {
         /// The merged key.
         slot: String,
         /// The method.
         method: &'static str,
+        /// The parameter.
+        name: &'static str,
+        /// The place of one of its values.
+        place: Place,
+    },
+    /// Weights whose sum is infinite.
+    #[error(
+        "cannot merge `{slot}`: the sum of the weights {weights:?} is larger than a number can be{place}"
+    )]
+    WeightsOverflow {
+        /// The merged key.
+        slot: String,
+        /// The weights of the models.
+        weights: Vec<f64>,
+        /// The weight of the first model.
+        place: Place,
     },
     /// Weights that must be divided by their sum add up to nothing.
     #[error("cannot merge `{slot}`: the weights add up to 0{place}")]
@@ -263,6 +279,75 @@ pub enum MergeFault {
         index: Vec<usize>,
         /// NaN or an infinity.
         value: f64,
+    },
+    /// An element of Fisher information below 0. It is a mean of squares.
+    #[error(
+        "{}: the Fisher information of {member} for `{slot}` is {value} at {index:?}, and a mean of squares is never below 0",
+        path.display()
+    )]
+    NegativeInformation {
+        /// The Fisher file.
+        path: PathBuf,
+        /// The model or expert.
+        member: String,
+        /// The merged key.
+        slot: String,
+        /// The element, one number per axis.
+        index: Vec<usize>,
+        /// Its value.
+        value: f64,
+    },
+    /// An element whose shares are all 0, or cancel.
+    #[error(
+        "cannot merge `{slot}`: the shares of all models add up to 0 at {index:?}: Fisher information {information:?} plus \
+         `floor` {floor}, times `weight` {weights:?}{place}"
+    )]
+    NoInformation {
+        /// The merged key.
+        slot: String,
+        /// The element, one number per axis.
+        index: Vec<usize>,
+        /// The information of each model.
+        information: Vec<f64>,
+        /// The number added to it.
+        floor: f64,
+        /// The weights of the models.
+        weights: Vec<f64>,
+        /// The place of `floor`.
+        place: Place,
+    },
+    /// An element of a gram matrix or of activations that is no number.
+    #[error("{}: `{key}`, {what}, is {value} at {index:?}", path.display())]
+    NonFiniteStatistics {
+        /// The file.
+        path: PathBuf,
+        /// The contents.
+        what: &'static str,
+        /// The tensor.
+        key: String,
+        /// The element, one number per axis of the tensor in the file.
+        index: Vec<usize>,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// A gram matrix whose triangles differ by more than rounding.
+    #[error(
+        "{}: the gram matrix `{key}` is not symmetric: it is {upper} at [{row}, {column}] and {lower} at [{column}, {row}]",
+        path.display()
+    )]
+    AsymmetricGram {
+        /// The gram file.
+        path: PathBuf,
+        /// The matrix.
+        key: String,
+        /// The row, which is above the diagonal.
+        row: usize,
+        /// The column.
+        column: usize,
+        /// The element there.
+        upper: f64,
+        /// The element across the diagonal.
+        lower: f64,
     },
     /// Two tensors got one name by a `rename`.
     #[error("{}: `{first}` and `{second}` would both be called `{name}`{place}", path.display())]

@@ -14,6 +14,9 @@ impl MergeFault {
                 | Self::DTypes { .. }
                 | Self::UnequalIntegers { .. }
                 | Self::NonFiniteInput { .. }
+                | Self::NegativeInformation { .. }
+                | Self::NonFiniteStatistics { .. }
+                | Self::AsymmetricGram { .. }
                 | Self::Vocabularies { .. }
                 | Self::NoTokenizer { .. }
                 | Self::NoEmbeddings { .. }
@@ -49,7 +52,16 @@ impl MergeFault {
                  takes it if that file held the same weights",
             ),
             Self::NonFiniteInput { .. } => {
-                Some("the model is broken there; --allow-non-finite merges it all the same")
+                Some("the file is broken there; --allow-non-finite merges it all the same")
+            }
+            Self::NegativeInformation { .. } => {
+                Some("`vlmerge fisher` writes such a file; other programs must store squares")
+            }
+            Self::NoInformation { .. } => Some(
+                "a `floor` above 0, as the default of 1e-6, gives the plain mean where no model has information",
+            ),
+            Self::NonFiniteStatistics { .. } | Self::AsymmetricGram { .. } => {
+                Some("the file is broken there and must be written again")
             }
             Self::Shapes { key, .. }
                 if crate::ties::may_be_shared(key) || crate::ties::is_head(key) =>

@@ -486,7 +486,7 @@ pub enum Error {
         /// The row where the factorization failed, if known.
         pivot: Option<usize>,
     },
-    /// A value of a result (or of a gram matrix) is infinite or not a number.
+    /// A value of a result is infinite or not a number.
     #[error("`{key}` has values that are infinite or not numbers")]
     NonFinite {
         /// The tensor.

@@ -112,6 +112,21 @@ impl Settings {
                 }
             }
         }
+        let weights = values.numbers("weight");
+        // Of magnitudes, for some methods add up only the weights of one sign.
+        if !weights
+            .iter()
+            .map(|weight| weight.abs())
+            .sum::<f64>()
+            .is_finite()
+        {
+            return Err(MergeFault::WeightsOverflow {
+                slot: key.to_owned(),
+                place: values.place("weight", 0),
+                weights,
+            }
+            .into());
+        }
         Ok(values)
     }
 

@@ -155,6 +155,16 @@ impl Parameters {
         let is_weight = |weight: &f64| weight.is_finite() && *weight >= 0.0;
         match self.get(name) {
             None => Ok(None),
+            Some((Parameter::PerExpert(weights), place))
+                if weights.values().all(is_weight)
+                    && !weights.values().sum::<f64>().is_finite() =>
+            {
+                Err(bad(
+                    name,
+                    "such that their sum is no larger than a number can be",
+                    place,
+                ))
+            }
             Some((Parameter::PerExpert(weights), _)) if weights.values().all(is_weight) => {
                 Ok(Some(
                     weights

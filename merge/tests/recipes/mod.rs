@@ -1,5 +1,6 @@
 //! Recipes over several checkpoints: what they may say, and the errors of wrong ones.
 
+mod degenerate;
 mod documents;
 mod modules;
 mod parameters;

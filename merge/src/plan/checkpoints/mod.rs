@@ -10,7 +10,7 @@ use super::{Entry, MergePlan, TensorRef, companions};
 use super::{mixtures, vocabularies};
 use crate::layouts::{Generic, Layout};
 use crate::methods::{DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
-use crate::recipe::{OutputDType, Parameters, Part, RandomSource};
+use crate::recipe::{OutputDType, Parameters, Part, Place, RandomSource};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
@@ -329,7 +329,12 @@ impl Builder<'_> {
 
 /// Whether mending the recipe in one place mends both.
 fn is_same_cause(a: &Error, b: &Error) -> bool {
-    use MergeFault::{BadValue, MissingParameter, WeightsSumToZero};
+    use MergeFault::{
+        BadValue, MissingParameter, VariesByTensor, WeightsOverflow, WeightsSumToZero,
+    };
+    let is_one = |one: &Place, other: &Place| {
+        one.line > 0 && (one.line, one.column) == (other.line, other.column)
+    };
     let (Error::Merge(one), Error::Merge(other)) = (a, b) else {
         return a.to_string() == b.to_string();
     };
@@ -352,9 +357,20 @@ fn is_same_cause(a: &Error, b: &Error) -> bool {
                 ..
             },
         ) => name == other_name && (one.line, one.column) == (other.line, other.column),
-        (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. }) => {
-            one.line > 0 && (one.line, one.column) == (other.line, other.column)
+        (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. })
+        | (WeightsOverflow { place: one, .. }, WeightsOverflow { place: other, .. }) => {
+            is_one(one, other)
         }
+        (
+            VariesByTensor {
+                name, place: one, ..
+            },
+            VariesByTensor {
+                name: other_name,
+                place: other,
+                ..
+            },
+        ) => name == other_name && is_one(one, other),
         (one, other) => one.to_string() == other.to_string(),
     }
 }
