@@ -8,6 +8,7 @@ mod commands;
 mod groups;
 mod key_tree;
 mod measuring;
+mod names;
 mod output;
 mod plan_view;
 mod ranks;

@@ -6,6 +6,7 @@ pub mod experts;
 pub mod flm;
 pub mod gguf;
 pub mod global;
+pub mod judging;
 pub mod merge;
 pub mod model;
 pub mod number;
