@@ -6,6 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
+use clap::ValueEnum;
+use evaluate::datasets::facts::hash_of_all;
 use evaluate::measure::{Candidate, Finished, Frame, Journal, Measuring, key_of};
 use evaluate::metrics::bootstrap::Bootstrap;
 use evaluate::ranks::Collective;
@@ -16,8 +18,10 @@ use merge::provenance::Hashes;
 use serde_json::{Value, json};
 
 use crate::args::data::DataArgs;
-use crate::args::model::ModelArgs;
+use crate::args::judging::JudgingArgs;
+use crate::args::model::{ModelArgs, StreamsArg};
 use crate::args::results::ResultArgs;
+use crate::names::file_name;
 use crate::output::{Output, UsageError};
 use crate::result_table;
 use crate::target::Target;
@@ -31,6 +35,16 @@ pub struct Point {
     pub target: Target,
     /// The parameter and its value.
     pub at: Option<SweepPoint>,
+    /// The first part of the name of its file of predictions.
+    pub file: String,
+}
+
+impl Point {
+    /// A point whose file of predictions is called as the weights are.
+    pub fn new(target: Target, at: Option<SweepPoint>) -> Self {
+        let file = file_name(&target.name());
+        Self { target, at, file }
+    }
 }
 
 /// Flags, opened: what measures, and on which device.
@@ -50,13 +64,14 @@ pub struct Study<'a> {
 impl<'a> Study<'a> {
     /// Opens data and device and checks the target, before any work.
     pub fn open(
-        data: &'a DataArgs,
+        (data, judging): (&'a DataArgs, &'a JudgingArgs),
         model: &'a ModelArgs,
         results: &'a ResultArgs,
         (device, ranks): (Device, &'a dyn Collective),
         output: &'a Output,
     ) -> Result<Self> {
         let journal = results.out.as_deref().map(Journal::beside);
+        let is_resumed = journal.as_ref().is_some_and(Journal::is_there);
         if let (Some(out), Some(journal)) = (&results.out, &journal) {
             check_report(out, journal, results.force)?;
             if ranks.is_first() {
@@ -65,13 +80,14 @@ impl<'a> Study<'a> {
         }
         let first = journal.as_ref().filter(|_| ranks.is_first());
         let lock = first.map(locked).transpose()?;
-        let task = data.open(results.ties)?;
+        check_streams(data, model)?;
+        let task = data.open_to_judge(judging, results.ties)?;
         let tokenizer = data.tokenizer()?;
         let frame = Frame {
             dataset: data.dataset().to_owned(),
             split: data.split().to_owned(),
             device: model.device.to_string(),
-            settings: settings(data, model, results)?,
+            settings: settings((data, judging), model, results)?,
             identity: json!({
                 "task": data.task,
                 "dataset": data.dataset(),
@@ -79,15 +95,14 @@ impl<'a> Study<'a> {
                 "data": data.identity()?,
                 "limit": data.limit,
                 "without_repeats": data.without_repeats,
-                "writing": writing_identity(data)?,
-                "candidates": candidates_identity(data),
-                "rerank": data.rerank().map(|(k, rest)| json!([k, rest.to_string()])),
                 "allow_other_answers": data.allow_other_answers,
                 "tokenizer": tokenizer.as_ref().map(tokenizer_identity).transpose()?,
                 "model": model.identity(),
             }),
             out: results.out.clone(),
             predictions: results.predictions.clone(),
+            // Those of a stopped run may lack their result.
+            may_replace: results.force || is_resumed,
             features: results.cache_features.clone(),
         };
         let bootstrap = Bootstrap::new(results.resamples, results.seed)?;
@@ -106,6 +121,9 @@ impl<'a> Study<'a> {
     /// Measures all points and writes the report after each. Only the first of several ranks gets it.
     pub fn measure(&self, points: &[Point]) -> Result<Option<Report>> {
         let mut finished: Vec<Finished> = Vec::new();
+        for point in points {
+            self.measuring.check_predictions(&point.file)?;
+        }
         for point in points {
             let Some(measured) = self.shared(point)? else {
                 continue;
@@ -154,7 +172,8 @@ impl<'a> Study<'a> {
         let candidate = Candidate {
             name: point.target.name(),
             at: point.at.clone(),
-            identity: json!({ "files": found.files, "recipe": found.recipe }),
+            file: point.file.clone(),
+            identity: found.identity(),
         };
         let measured = self.measuring.measure(&candidate, |task, features| {
             let opened = found.open(self.model, self.output)?;
@@ -193,7 +212,7 @@ impl<'a> Study<'a> {
 
 /// The settings of measuring, as they go into the report.
 fn settings(
-    data: &DataArgs,
+    (data, judging): (&DataArgs, &JudgingArgs),
     model: &ModelArgs,
     results: &ResultArgs,
 ) -> Result<BTreeMap<String, Value>> {
@@ -202,45 +221,54 @@ fn settings(
         ("resamples".to_owned(), json!(results.resamples)),
         ("resampling_seed".to_owned(), json!(results.seed)),
     ]);
-    if let Some(size) = model.image_size {
-        settings.insert("image_size".into(), json!(size));
-    }
+    let given = model.given().into_iter();
+    settings.extend(given.map(|(name, value)| (name.to_owned(), value)));
     if data.task.takes(TaskOption::Ties) {
         let ties = results.ties.unwrap_or_default();
         settings.insert("ties".into(), json!(ties.to_string()));
     }
     if data.task.takes(TaskOption::Writing) {
-        let writing = data.writing()?;
+        let writing = judging.writing()?;
         settings.insert("beams".into(), json!(writing.beams));
         settings.insert("length_penalty".into(), json!(writing.length_penalty));
         settings.insert("max_tokens".into(), json!(writing.max_tokens));
     }
-    if let (Some(n), Some(path)) = (data.candidates, &data.candidates_from) {
+    if let (Some(n), Some(path)) = (judging.candidates, &judging.candidates_from) {
         settings.insert("candidates".into(), json!(n));
         settings.insert("candidates_from".into(), json!(path.display().to_string()));
+        settings.insert("candidates_hash".into(), json!(hash_of_all(path)?));
     }
-    if let Some((k, rest)) = data.rerank() {
+    if let Some((k, rest)) = judging.rerank() {
         settings.insert("rerank".into(), json!(k));
         settings.insert("rerank_rest".into(), json!(rest.to_string()));
     }
     if let Some(limit) = data.limit {
         settings.insert("limit".into(), json!(limit));
     }
+    for (name, is_given) in [
+        ("without_repeats", data.without_repeats),
+        ("allow_other_answers", data.allow_other_answers),
+    ] {
+        if is_given {
+            settings.insert(name.into(), json!(true));
+        }
+    }
     Ok(settings)
 }
 
-/// The settings of writing texts, for a task that writes them.
-fn writing_identity(data: &DataArgs) -> Result<Option<Value>> {
-    let is_writing = data.task.takes(TaskOption::Writing);
-    let writing = is_writing.then(|| data.writing()).transpose()?;
-    Ok(writing.map(|w| json!([w.beams, w.length_penalty, w.max_tokens])))
-}
-
-/// The pairs that a ranking head scores.
-fn candidates_identity(data: &DataArgs) -> Option<Value> {
-    let (n, path) = data.candidates.zip(data.candidates_from.as_ref())?;
-    let n_bytes = std::fs::metadata(path).map_or(0, |found| found.len());
-    Some(json!([n, path.display().to_string(), n_bytes]))
+/// Refuses a way of reading texts for captions, which are written from left to right whatever it says.
+fn check_streams(data: &DataArgs, model: &ModelArgs) -> Result<()> {
+    let reads_otherwise = |how: &StreamsArg| *how != StreamsArg::Causal;
+    if data.task.takes(TaskOption::Writing)
+        && let Some(how) = model.streams.filter(reads_otherwise)
+        && let Some(how) = how.to_possible_value()
+    {
+        let (how, task) = (how.get_name(), data.task.name);
+        let what =
+            format!("--streams {how}: the task {task} writes from left to right; leave it out");
+        return Err(UsageError(what).into());
+    }
+    Ok(())
 }
 
 /// Refuses a report that is there, unless a stopped run left its journal beside it or it may be replaced.

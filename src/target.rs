@@ -1,17 +1,23 @@
 //! Weights that a verb runs: finding, opening and loading them.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Device;
+use evaluate::datasets::facts::hash_of_all;
+use evaluate::measure::key_of;
 use evaluate::models::{self, Model, Source};
 use evaluate::reports::CheckpointRecord;
+use merge::beside::text_beside;
 use merge::execute::RunOptions;
 use merge::io::SourceFile;
 use merge::layouts::ModelRecord;
 use merge::provenance::{HashKind, Hashes, InputFile, Provenance};
+use merge::remote::address::is_address;
 use merge::{Checkpoint, MergeRecipe, layouts};
+use serde_json::{Value, json};
 
 use crate::args::model::LoadArgs;
 use crate::output::Output;
@@ -53,6 +59,7 @@ impl Target {
         source.check(&inputs, hashes, output)?;
         Ok(Found {
             source,
+            settings: settings_beside(&files)?,
             files: inputs.inputs,
             recipe,
         })
@@ -64,8 +71,49 @@ pub struct Found {
     source: Source,
     /// The files they come from, with hashes.
     pub files: Vec<InputFile>,
+    /// Files of settings beside them, with hashes: heads, activations and colors may be there alone.
+    pub settings: Vec<(String, String)>,
     /// The recipe that makes or made them.
     pub recipe: Option<String>,
+}
+
+/// Files of settings that models, adapters and readers of codes take facts from.
+const SETTINGS: [&str; 8] = [
+    "adapter_config.json",
+    "config.json",
+    "hf_quant_config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+];
+
+/// Names and hashes of files of settings in the folders of weights, and below and above them, where trainers keep them.
+fn settings_beside(files: &[SourceFile]) -> Result<Vec<(String, String)>> {
+    let mut folders = BTreeSet::new();
+    let mut found = Vec::new();
+    for file in files {
+        if is_address(&file.path) {
+            for name in SETTINGS {
+                let text = text_beside(&file.path, name)?;
+                found.extend(text.map(|text| (name.to_owned(), key_of(&text))));
+            }
+        } else if let Some(folder) = std::path::absolute(&file.path)?.parent() {
+            folders.insert(folder.to_owned());
+            folders.insert(folder.join("huggingface"));
+            folders.extend(folder.parent().map(Path::to_owned));
+        }
+    }
+    for folder in folders {
+        for name in SETTINGS {
+            let path = folder.join(name);
+            if path.is_file() {
+                found.push((name.to_owned(), hash_of_all(&path)?));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Weights that are open, and where they come from.
@@ -74,9 +122,16 @@ pub struct Opened {
     pub checkpoint: Arc<Checkpoint>,
     /// The origin of the weights.
     pub record: CheckpointRecord,
+    /// Files of settings beside them, with hashes.
+    pub settings: Vec<(String, String)>,
 }
 
 impl Found {
+    /// Everything that tells the weights and their settings from others.
+    pub fn identity(&self) -> Value {
+        json!({ "files": self.files, "settings": self.settings, "recipe": self.recipe })
+    }
+
     /// Merges if that is what makes the weights, says where they come from, and resizes their
     /// position tables if `args` asks for it.
     pub fn open(self, args: &LoadArgs, output: &Output) -> Result<Opened> {
@@ -93,7 +148,11 @@ impl Found {
             recipe: self.recipe,
         };
         let checkpoint = args.conversion().in_memory(checkpoint, &run, output)?;
-        Ok(Opened { checkpoint, record })
+        Ok(Opened {
+            checkpoint,
+            record,
+            settings: self.settings,
+        })
     }
 }
 

@@ -30,6 +30,7 @@ mod hardened;
 mod hostile_data;
 mod inspect;
 mod interrupted;
+mod kept_results;
 mod linear_probe;
 mod lora;
 mod merging;

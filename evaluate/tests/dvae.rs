@@ -99,6 +99,25 @@ fn a_side_that_tokens_do_not_divide_is_an_error() -> Result<()> {
 }
 
 #[test]
+fn a_weight_that_is_no_number_is_no_token() -> Result<()> {
+    for name in ["blocks.input.w", "blocks.group_2.block_1.res_path.conv_2.w"] {
+        let mut tensors = renamed("");
+        let weight = &tensors[name];
+        let mut values = weight.flatten_all()?.to_vec1::<f32>()?;
+        values[0] = f32::NAN;
+        let broken = Tensor::from_vec(values, weight.dims(), &Device::Cpu)?;
+        tensors.insert(name.into(), broken);
+        let image = Tensor::ones((1, 3, 40, 40), DType::F32, &Device::Cpu)?;
+        let error = load(&tensors)?.encode(&image).expect_err("it has no token");
+        assert!(
+            matches!(error, Error::LogitNotANumber { example: 0 }),
+            "{error}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn other_checkpoints_and_damaged_ones_are_refused_by_name() -> Result<()> {
     let error = Dvae::load(&weights(&path("towers/vit.safetensors")));
     let error = error.expect_err("it is no encoder").to_string();

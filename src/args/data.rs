@@ -8,17 +8,17 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use evaluate::datasets::annotations::Annotations;
 use evaluate::datasets::class_texts::ClassTexts;
 use evaluate::datasets::classes::ClassSet;
+use evaluate::datasets::facts::FileFacts;
 use evaluate::datasets::packed::{Packed, note};
 use evaluate::datasets::xvlm::JsonFiles;
 use evaluate::datasets::{DATASETS, DatasetSpec, Kind};
 use evaluate::measure::key_of;
-use evaluate::metrics::reranking::Rest;
 use evaluate::metrics::retrieval::Ties;
 use evaluate::tasks::{TASKS, Task, TaskOption, TaskOptions, TaskSpec};
 use evaluate::text::Tokenizer;
-use evaluate::writing::Writing;
 use merge::remote::address::is_address;
 
+use crate::args::judging::JudgingArgs;
 use crate::args::number::parse_positive;
 use crate::output::UsageError;
 
@@ -55,30 +55,6 @@ pub struct DataArgs {
     /// Measure a head whose number of classes differs from the data's: its classes may mean other answers
     #[arg(long)]
     pub allow_other_answers: bool,
-    /// Ask a ranking head of the N best texts of each image and the N best images of each text alone, by the
-    /// scores of another model; pairs that are not asked come behind all others
-    #[arg(long, value_name = "N", value_parser = parse_positive, requires = "candidates_from")]
-    pub candidates: Option<usize>,
-    /// The scores that candidates are chosen by: a file of `evaluate --task retrieval --predictions DIR`
-    #[arg(long, value_name = "FILE", requires = "candidates")]
-    pub candidates_from: Option<PathBuf>,
-    /// Rank the K best texts of each image and the K best images of each text once more, by the matching head that
-    /// reads image and text together
-    #[arg(long, value_name = "K", value_parser = parse_positive, conflicts_with = "candidates")]
-    pub rerank: Option<usize>,
-    /// Order of the items behind the K best: the one that they had, or all tied as published, where --ties decides
-    /// [default: similarity]
-    #[arg(long, value_name = "HOW", requires = "rerank")]
-    pub rerank_rest: Option<Rest>,
-    /// Texts that are pursued at once for an image; 1 is greedy [default: 1]
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
-    pub beams: Option<usize>,
-    /// Divide the logarithm of a caption's probability by its number of tokens to this power [default: 0]
-    #[arg(long, value_name = "POWER", requires = "beams")]
-    pub length_penalty: Option<f64>,
-    /// Tokens after which a caption ends, whatever it says [default: 30]
-    #[arg(long, value_name = "N", value_parser = parse_positive)]
-    pub max_tokens: Option<usize>,
 }
 
 /// Takes the tasks that a model can be run on, by name or alias.
@@ -115,7 +91,7 @@ impl DataArgs {
     }
 
     /// Refuses flags that the task has no use for. `has_ties` says whether `--ties` was given.
-    pub fn check(&self, has_ties: bool) -> Result<()> {
+    fn check(&self, judging: &JudgingArgs, has_ties: bool) -> Result<()> {
         let given = [
             (TaskOption::Dataset, "--dataset", self.dataset.is_some()),
             (TaskOption::Ties, "--ties", has_ties),
@@ -132,19 +108,19 @@ impl DataArgs {
             (
                 TaskOption::Candidates,
                 "--candidates",
-                self.candidates.is_some(),
+                judging.candidates.is_some(),
             ),
-            (TaskOption::Rerank, "--rerank", self.rerank.is_some()),
-            (TaskOption::Writing, "--beams", self.beams.is_some()),
+            (TaskOption::Rerank, "--rerank", judging.rerank.is_some()),
+            (TaskOption::Writing, "--beams", judging.beams.is_some()),
             (
                 TaskOption::Writing,
                 "--length-penalty",
-                self.length_penalty.is_some(),
+                judging.length_penalty.is_some(),
             ),
             (
                 TaskOption::Writing,
                 "--max-tokens",
-                self.max_tokens.is_some(),
+                judging.max_tokens.is_some(),
             ),
         ];
         for (option, flag, is_given) in given {
@@ -160,26 +136,6 @@ impl DataArgs {
         Ok(())
     }
 
-    /// The settings of writing captions.
-    pub fn writing(&self) -> Result<Writing> {
-        let usual = Writing::default();
-        let length_penalty = self.length_penalty.unwrap_or(usual.length_penalty);
-        if !length_penalty.is_finite() {
-            return Err(UsageError("--length-penalty must be a number".into()).into());
-        }
-        Ok(Writing {
-            beams: self.beams.unwrap_or(usual.beams),
-            length_penalty,
-            max_tokens: self.max_tokens.unwrap_or(usual.max_tokens),
-        })
-    }
-
-    /// The number of items of each query that are ranked once more, and the order of the others.
-    pub fn rerank(&self) -> Option<(usize, Rest)> {
-        let rest = self.rerank_rest.unwrap_or_default();
-        self.rerank.map(|k| (k, rest))
-    }
-
     /// The tokenizer, for tasks that read texts.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let reads = self.task.reads_texts;
@@ -188,9 +144,18 @@ impl DataArgs {
             .transpose()?)
     }
 
-    /// Opens the split.
-    pub fn open(&self, ties: Option<Ties>) -> Result<Box<dyn Task>> {
-        self.check(ties.is_some())?;
+    /// Opens the split for verbs that run a task's passes and do not measure.
+    pub fn open(&self) -> Result<Box<dyn Task>> {
+        self.open_to_judge(&JudgingArgs::default(), None)
+    }
+
+    /// Opens the split to measure on it.
+    pub fn open_to_judge(
+        &self,
+        judging: &JudgingArgs,
+        ties: Option<Ties>,
+    ) -> Result<Box<dyn Task>> {
+        self.check(judging, ties.is_some())?;
         let (folder, split) = (self.data.as_path(), self.split());
         // Report a missing folder as such, not as a missing file in it.
         if !is_address(folder) {
@@ -205,61 +170,69 @@ impl DataArgs {
             with_examples: true,
             ties: ties.unwrap_or_default(),
             allow_other_answers: self.allow_other_answers,
-            writing: self.writing()?,
-            candidates: self.candidates.zip(self.candidates_from.as_deref()),
-            rerank: self.rerank(),
+            writing: judging.writing()?,
+            candidates: (judging.candidates).zip(judging.candidates_from.as_deref()),
+            rerank: judging.rerank(),
         };
         Ok(self.task.open(&options, folder)?)
     }
 
-    /// The names and sizes of the files of the data, by which results of an earlier run are recognized.
-    pub fn identity(&self) -> Result<Vec<(String, u64)>> {
-        let mut files = Vec::new();
-        let failed = || format!("{}: cannot list", self.data.display());
-        let folder = match is_address(&self.data) {
-            true => None,
-            false => Some(std::fs::read_dir(&self.data).with_context(failed)?),
-        };
-        for entry in folder.into_iter().flatten() {
-            let entry = entry.with_context(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".arrow") {
-                files.push((name, entry.metadata().with_context(failed)?.len()));
-            }
-        }
-        let dataset = DatasetSpec::of(self.dataset());
-        let json = dataset.and_then(|set| {
-            let split = set.split(self.split()).ok()?;
-            JsonFiles::find(&self.data, set, split).ok()?
-        });
-        for path in json.iter().flat_map(JsonFiles::all) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let metadata = std::fs::metadata(&path).with_context(failed)?;
-            files.push((name.into_owned(), metadata.len()));
-        }
-        if self.task.kind != Kind::Classes
-            && let Some(packed) = Packed::find(&self.data, self.dataset(), self.split())?
-        {
-            files.extend(packed.sizes()?);
-        }
+    /// Facts about the files of the data, by which results of an earlier run are recognized.
+    pub fn identity(&self) -> Result<Vec<FileFacts>> {
+        let mut facts = self.files_of_tables()?;
         if self.task.kind == Kind::Classes {
             let set = ClassSet::open(&self.data, self.dataset(), self.split())?;
-            files.extend(set.sizes()?);
+            facts.extend(set.facts()?);
             let folder = self.data.join(self.dataset());
-            // The same length does not make them the same texts.
             for name in ClassTexts::FILES.iter().filter(|_| self.task.reads_texts) {
                 if let Some(text) = note(&folder.join(name))? {
-                    let key = key_of(&text.as_bytes().to_vec());
-                    files.push((format!("{name} {key}"), text.len() as u64));
+                    facts.push(FileFacts {
+                        name: (*name).to_owned(),
+                        n_bytes: text.len() as u64,
+                        hash: Some(key_of(&text.as_bytes().to_vec())),
+                        changed: None,
+                    });
                 }
             }
+        } else if let Some(packed) = Packed::find(&self.data, self.dataset(), self.split())? {
+            facts.extend(packed.facts()?);
         }
         if let Some(half) = Annotations::half(&self.data, self.dataset(), self.split()) {
-            let table = format!("{}/{}", self.dataset(), half.table());
-            let metadata = std::fs::metadata(self.data.join(&table)).with_context(failed)?;
-            files.push((table, metadata.len()));
+            let folder = self.data.join(self.dataset());
+            let name = |of: &str| format!("{}/{of}", self.dataset());
+            let table = half.table();
+            facts.push(FileFacts::of(&name(&table), &folder.join(&table))?);
+            let pictures = folder.join(half.name());
+            facts.extend(FileFacts::of_folder(&name(half.name()), &pictures)?);
         }
-        files.sort();
-        Ok(files)
+        facts.sort();
+        Ok(facts)
+    }
+
+    /// Facts about arrow files, or about JSON files and the folders of their pictures.
+    fn files_of_tables(&self) -> Result<Vec<FileFacts>> {
+        let set = DatasetSpec::of(self.dataset()).filter(|_| !is_address(&self.data));
+        let Some((set, split)) = set.and_then(|set| Some((set, set.split(self.split()).ok()?)))
+        else {
+            return Ok(Vec::new());
+        };
+        let files = split.any_files(&self.data, set);
+        let json = JsonFiles::find(&self.data, set, split).ok().flatten();
+        let json = json.filter(|json| json.all() == files);
+        let named = files.into_iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            (name.into_owned(), path)
+        });
+        let mut facts = FileFacts::of_all(named.collect())?;
+        for (name, root) in json.iter().flat_map(|json| &json.roots) {
+            facts.extend(FileFacts::of_folder(name, root)?);
+        }
+        Ok(facts)
+    }
+
+    /// [`identity`](Self::identity) without times: copies of the data have the same.
+    pub fn content(&self) -> Result<Vec<FileFacts>> {
+        let facts = self.identity()?.into_iter();
+        Ok(facts.map(FileFacts::without_time).collect())
     }
 }

@@ -1,5 +1,6 @@
 //! The model and its settings: flags of every verb that runs one.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use anyhow::Result;
@@ -12,6 +13,7 @@ use evaluate::text::Tokenizer;
 use merge::Progress;
 use merge::convert::Conversion;
 use merge::layouts::ClipActivation;
+use serde_json::{Value, json};
 
 use crate::args::number::{Colors, parse_colors, parse_positive};
 
@@ -135,6 +137,12 @@ impl Deref for ModelArgs {
     }
 }
 
+/// The name of a value of a flag, if it was given.
+fn named(value: Option<impl ValueEnum>) -> Option<Value> {
+    let value = value?.to_possible_value()?;
+    Some(json!(value.get_name()))
+}
+
 impl LoadArgs {
     /// The conversion that the checkpoint goes through before it runs.
     pub fn conversion(&self) -> Conversion {
@@ -145,27 +153,42 @@ impl LoadArgs {
         }
     }
 
-    /// The settings that a model's numbers depend on beside its weights, by which results of an earlier run are
-    /// recognized.
-    pub fn identity(&self) -> serde_json::Value {
-        serde_json::json!({
-            "precision": self.precision.to_string(),
-            "image_size": self.image_size,
-            "heads": self.heads,
-            "fusion_start": self.fusion_start,
-            "text_table_len": self.text_table_len,
-            "shallow_attention": self.shallow_attention.map(|how| format!("{how:?}")),
-            "image_heads": self.image_heads,
-            "text_heads": self.text_heads,
-            "activation": self.activation.map(|how| format!("{how:?}")),
-            "temperature": self.temperature,
-            "image_mean": self.image_mean.map(|Colors(colors)| colors),
-            "image_deviation": self.image_deviation.map(|Colors(colors)| colors),
-            "streams": self.streams.map(|how| format!("{how:?}")),
-            "pair_len": self.pair_len,
-            "routing": self.routing.map(|how| format!("{how:?}")),
-            "as_published": self.model_as_published,
-        })
+    /// The settings of the model that were given, under the names of their flags.
+    pub fn given(&self) -> BTreeMap<&'static str, Value> {
+        let colors = |colors: Option<Colors>| colors.map(|Colors(colors)| json!(colors));
+        let given = [
+            ("image_size", self.image_size.map(|n| json!(n))),
+            ("heads", self.heads.map(|n| json!(n))),
+            ("image_heads", self.image_heads.map(|n| json!(n))),
+            ("text_heads", self.text_heads.map(|n| json!(n))),
+            ("activation", named(self.activation)),
+            ("temperature", self.temperature.map(|x| json!(x))),
+            ("image_mean", colors(self.image_mean)),
+            ("image_deviation", colors(self.image_deviation)),
+            ("fusion_start", self.fusion_start.map(|n| json!(n))),
+            ("text_table_len", self.text_table_len.map(|n| json!(n))),
+            ("streams", named(self.streams)),
+            ("shallow_attention", named(self.shallow_attention)),
+            ("pair_len", self.pair_len.map(|n| json!(n))),
+            ("routing", named(self.routing)),
+            (
+                "model_as_published",
+                self.model_as_published.then(|| json!(true)),
+            ),
+        ];
+        let given = given.into_iter();
+        given
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect()
+    }
+
+    /// Whether the numbers of an example depend on what else is in its batch: routers give experts little room.
+    fn is_swayed_by_batch(&self) -> bool {
+        match self.routing {
+            Some(RoutingArg::Unlimited) => false,
+            Some(RoutingArg::Capacity | RoutingArg::AsPublished) => true,
+            None => self.model_as_published,
+        }
     }
 
     /// The device.
@@ -211,6 +234,22 @@ impl LoadArgs {
 }
 
 impl ModelArgs {
+    /// The settings that numbers depend on and that were given: [`LoadArgs::given`], and the batch size where the
+    /// numbers depend on it beyond rounding.
+    pub fn given(&self) -> BTreeMap<&'static str, Value> {
+        let mut given = self.load.given();
+        if self.is_swayed_by_batch() {
+            given.insert("batch_size", json!(self.batch_size));
+        }
+        given
+    }
+
+    /// The settings that a model's numbers depend on beside its weights, by which results of an earlier run are
+    /// recognized.
+    pub fn identity(&self) -> Value {
+        json!([self.precision.to_string(), self.given()])
+    }
+
     /// A runner of a model.
     pub fn runner<'a>(
         &self,

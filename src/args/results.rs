@@ -12,7 +12,7 @@ pub struct ResultArgs {
     /// The report to write, as JSON. Each finished result is kept: a stopped run goes on
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Replace an existing report
+    /// Replace an existing report, and existing predictions
     #[arg(long)]
     pub force: bool,
     /// Ranks of equal scores in retrieval: expected (the default), pessimistic, optimistic, first

@@ -56,13 +56,13 @@ pub struct Args {
 pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
     let write = checked_file(&args.out, args.force)?;
     let device = args.model.device()?;
-    let task = args.data.open(None)?;
+    let task = args.data.open()?;
     let tokenizer = args.data.tokenizer()?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let opened = found.open(&args.model, output)?;
     let model = opened.load(&args.model, &device, output)?;
     let mut settings = BTreeMap::from([
-        ("files of data".to_owned(), key_of(&args.data.identity()?)),
+        ("files of data".to_owned(), key_of(&args.data.content()?)),
         (
             "captions without repeats".to_owned(),
             args.data.without_repeats.to_string(),

@@ -114,6 +114,7 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
         key_of(&json!({
             "of": of,
             "weights": opened.record.files,
+            "settings": opened.settings,
             "model": args.model.identity(),
             "batch_size": args.model.batch_size,
             "input": more,

@@ -7,9 +7,11 @@ use anyhow::Result;
 use merge::MergeRecipe;
 
 use crate::args::data::DataArgs;
+use crate::args::judging::JudgingArgs;
 use crate::args::model::ModelArgs;
 use crate::args::results::ResultArgs;
 use crate::measuring::{Point, Study, print};
+use crate::names::{self, Named};
 use crate::output::{Output, UsageError};
 use crate::ranks;
 use crate::target::Target;
@@ -30,7 +32,8 @@ the first on the same draws. A recipe is merged in memory; its result is not wri
 pub struct Args {
     /// Checkpoints, in the order of the results
     checkpoints: Vec<PathBuf>,
-    /// Name of a checkpoint in the results, one for each in their order [default: the file's name]
+    /// Name of a checkpoint in the results, one for each in their order [default: the file's name, with as many folders
+    /// as tell it from others]
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
     /// A recipe to merge in memory and measure; may be repeated
@@ -39,6 +42,8 @@ pub struct Args {
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
+    judging: JudgingArgs,
+    #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     results: ResultArgs,
@@ -46,7 +51,6 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    let mut points = Vec::new();
     let n = args.checkpoints.len();
     if !args.name.is_empty() && args.name.len() != n {
         let what = format!(
@@ -55,22 +59,34 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         );
         return Err(UsageError(what).into());
     }
-    let mut names = args.name.into_iter();
-    for path in args.checkpoints {
+    let mut named: Vec<Named<'_>> = args.name.iter().map(|name| Named::By(name)).collect();
+    let unnamed = match named.is_empty() {
+        true => args.checkpoints.as_slice(),
+        false => &[],
+    };
+    named.extend(
+        unnamed
+            .iter()
+            .chain(&args.merge)
+            .map(|path| Named::After(path)),
+    );
+    let names = names::distinct(&named)?;
+    let files = names::file_names(&names)?;
+    let mut called = names.into_iter().zip(files);
+    let mut points = Vec::new();
+    for (path, (name, file)) in args.checkpoints.iter().zip(&mut called) {
         points.push(Point {
-            target: match names.next() {
-                Some(name) => Target::Named(name, path),
-                None => Target::File(path),
-            },
+            target: Target::Named(name, path.clone()),
             at: None,
+            file,
         });
     }
-    for path in &args.merge {
+    for (path, (name, file)) in args.merge.iter().zip(&mut called) {
         let recipe = Box::new(MergeRecipe::open(path)?);
-        let name = path.file_name().unwrap_or(path.as_os_str());
         points.push(Point {
-            target: Target::Merge(name.to_string_lossy().into_owned(), recipe),
+            target: Target::Merge(name, recipe),
             at: None,
+            file,
         });
     }
     if points.is_empty() {
@@ -79,7 +95,13 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let device = args.model.device()?;
     ranks::among(&device.clone(), output, |ranks, output| {
         let on = (device, ranks.as_ref());
-        let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
+        let study = Study::open(
+            (&args.data, &args.judging),
+            &args.model,
+            &args.results,
+            on,
+            output,
+        )?;
         if let Some(report) = study.measure(&points)? {
             print(&report, &args.results, output)?;
         }

@@ -205,7 +205,7 @@ fn opened(
     output: &Output,
 ) -> Result<LayerwiseModel> {
     let data = flags(of)?;
-    let task = data.open(None)?;
+    let task = data.open()?;
     let tokenizer = data.tokenizer()?;
     let vocabulary = (tokenizer.as_ref()).map(|tokenizer| std::fs::read(tokenizer.path()));
     let vocabulary = vocabulary.transpose()?;
@@ -225,6 +225,7 @@ fn opened(
             "limit": data.limit,
             "without_repeats": data.without_repeats,
             "model": args.model.identity(),
+            "settings": opened.settings,
             "tokenizer": vocabulary.map(|bytes| key_of(&bytes)),
         }),
     })

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use train::collective::Alone;
 
 use crate::args::data::DataArgs;
+use crate::args::judging::JudgingArgs;
 use crate::args::model::ModelArgs;
 use crate::args::number::parse_positive;
 use crate::args::results::ResultArgs;
@@ -80,6 +81,8 @@ pub struct Args {
     #[command(flatten)]
     data: Option<DataArgs>,
     #[command(flatten)]
+    judging: JudgingArgs,
+    #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     results: ResultArgs,
@@ -119,7 +122,7 @@ impl<'a> Judge<'a> {
             return Err(UsageError(what).into());
         }
         let study = Study::open(
-            data,
+            (data, &args.judging),
             &args.model,
             &args.results,
             (args.model.device()?, &Alone),
@@ -218,7 +221,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
             });
             let target = Target::Merge(space.name(values), Box::new(recipe.clone()));
             Ok(Candidate {
-                point: Point { target, at },
+                point: Point::new(target, at),
                 recipe,
                 text,
             })

@@ -1,5 +1,6 @@
 //! `vlmerge soup`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,9 +13,11 @@ use serde_json::json;
 use train::collective::{Alone, Collective};
 
 use crate::args::data::DataArgs;
+use crate::args::judging::JudgingArgs;
 use crate::args::model::ModelArgs;
 use crate::args::results::ResultArgs;
 use crate::measuring::{Point, Study};
+use crate::names::{self, Named};
 use crate::output::{Output, UsageError};
 use crate::target::Target;
 
@@ -39,6 +42,8 @@ pub struct Args {
     checkpoints: Vec<PathBuf>,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    judging: JudgingArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -72,11 +77,27 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     // Checkpoints that cannot be averaged are refused before anything is measured.
     MergePlan::resolve(&average(&args.checkpoints))?;
     let on = (args.model.device()?, &Alone as &dyn Collective);
-    let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
+    let study = Study::open(
+        (&args.data, &args.judging),
+        &args.model,
+        &args.results,
+        on,
+        output,
+    )?;
     let mut finished: Vec<Finished> = Vec::new();
-    let mut measure = |target: Target| {
-        let name = target.name();
-        let measured = study.finish(&Point { target, at: None })?;
+    let called = Called::of(&args.checkpoints)?;
+    let mut measure = |of: &[PathBuf]| {
+        let (name, file) = (called.name(of), called.file(of));
+        let target = match of {
+            [path] => Target::Named(name.clone(), path.clone()),
+            _ => Target::Merge(name.clone(), Box::new(average(of))),
+        };
+        let point = Point {
+            target,
+            at: None,
+            file,
+        };
+        let measured = study.finish(&point)?;
         let worth = study
             .worth(&measured)
             .with_context(|| format!("{name}: nothing to choose by in this split"))?;
@@ -86,8 +107,8 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     };
     let mut ranked: Vec<Soup> = Vec::new();
     for path in &args.checkpoints {
-        let (worth, at) = measure(Target::File(path.clone()))?;
         let of = vec![path.clone()];
+        let (worth, at) = measure(&of)?;
         ranked.push(Soup { of, worth, at });
     }
     // Equal ones keep the order in which they were given.
@@ -97,8 +118,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let mut grown = vec![soup.at];
     for next in ranked {
         let of = [soup.of.as_slice(), next.of.as_slice()].concat();
-        let target = Target::Merge(name_of(&of), Box::new(average(&of)));
-        let (worth, at) = measure(target)?;
+        let (worth, at) = measure(&of)?;
         if worth >= soup.worth {
             grown.push(at);
             soup = Soup { of, worth, at };
@@ -131,13 +151,36 @@ fn average(checkpoints: &[PathBuf]) -> MergeRecipe {
     }
 }
 
-/// The name of a soup in results.
-fn name_of(checkpoints: &[PathBuf]) -> String {
-    let name = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        name.to_string_lossy().into_owned()
-    };
-    checkpoints.iter().map(name).collect::<Vec<_>>().join(" + ")
+/// Names of the checkpoints in results, and those of their files of predictions.
+struct Called(BTreeMap<PathBuf, (String, String)>);
+
+impl Called {
+    fn of(checkpoints: &[PathBuf]) -> Result<Self> {
+        let paths: Vec<Named<'_>> = (checkpoints.iter())
+            .map(|path| Named::After(path))
+            .collect();
+        let names = names::distinct(&paths)?;
+        let files = names::file_names(&names)?;
+        let called = checkpoints
+            .iter()
+            .cloned()
+            .zip(names.into_iter().zip(files));
+        Ok(Self(called.collect()))
+    }
+
+    /// The name of a soup in results.
+    fn name(&self, checkpoints: &[PathBuf]) -> String {
+        let names = checkpoints.iter().filter_map(|path| self.0.get(path));
+        let names: Vec<&str> = names.map(|(name, _)| name.as_str()).collect();
+        names.join(" + ")
+    }
+
+    /// The first part of the name of its file of predictions.
+    fn file(&self, checkpoints: &[PathBuf]) -> String {
+        let files = checkpoints.iter().filter_map(|path| self.0.get(path));
+        let files: Vec<&str> = files.map(|(_, file)| file.as_str()).collect();
+        files.join(" + ")
+    }
 }
 
 fn said(
@@ -161,7 +204,7 @@ fn said(
         soup.of.len(),
         given.len(),
         soup.worth,
-        name_of(&soup.of)
+        finished[soup.at].result.name
     ))?;
     output.line(format!("recipe: {}", recipe.display()))
 }
@@ -178,9 +221,9 @@ mod tests {
             MergeRecipe::parse(&yaml, Path::new("test")).expect("read"),
             recipe
         );
-        assert_eq!(
-            name_of(&["a/x.safetensors".into(), "b.ckpt".into()]),
-            "x.safetensors + b.ckpt"
-        );
+        let of = ["a/x.safetensors".into(), "b.ckpt".into()];
+        let called = Called::of(&of).expect("names");
+        assert_eq!(called.file(&of), "x + b");
+        assert_eq!(called.name(&of), "x.safetensors + b.ckpt");
     }
 }

@@ -10,6 +10,7 @@ use merge::MergeRecipe;
 use merge::recipe::{Parameter, Parameters};
 
 use crate::args::data::DataArgs;
+use crate::args::judging::JudgingArgs;
 use crate::args::merge::Specific;
 use crate::args::model::ModelArgs;
 use crate::args::results::ResultArgs;
@@ -63,6 +64,8 @@ pub struct Args {
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
+    judging: JudgingArgs,
+    #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     results: ResultArgs,
@@ -106,7 +109,13 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
     let device = args.model.device()?;
     ranks::among(&device.clone(), output, |ranks, output| {
         let on = (device, ranks.as_ref());
-        let study = Study::open(&args.data, &args.model, &args.results, on, output)?;
+        let study = Study::open(
+            (&args.data, &args.judging),
+            &args.model,
+            &args.results,
+            on,
+            output,
+        )?;
         let Some(report) = study.measure(&points)? else {
             return Ok(ExitCode::SUCCESS);
         };
@@ -137,14 +146,15 @@ fn points(args: &Args) -> Result<Vec<Point>> {
             .clone()
             .filter(|_| method == "arithmetic");
         let recipe: MergeRecipe = args.source.recipe(method, seed, parameters);
-        Point {
-            target: Target::Merge(format!("{method} {parameter} {value}"), Box::new(recipe)),
-            at: Some(SweepPoint {
+        let name = format!("{method} {parameter} {value}");
+        Point::new(
+            Target::Merge(name, Box::new(recipe)),
+            Some(SweepPoint {
                 parameter: parameter.to_owned(),
                 value,
                 is_best: false,
             }),
-        }
+        )
     };
     Ok(grid.0.iter().map(point).collect())
 }

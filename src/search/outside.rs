@@ -46,7 +46,7 @@ pub struct ScoreArgs {
     #[arg(
         long,
         value_name = "COMMAND",
-        conflicts_with_all = ["DataArgs", "ModelArgs", "LoadArgs", "ties", "resamples", "seed",
+        conflicts_with_all = ["DataArgs", "JudgingArgs", "ModelArgs", "LoadArgs", "ties", "resamples", "seed",
                               "cache_features", "predictions"]
     )]
     pub score: Option<String>,
@@ -206,7 +206,7 @@ impl<'a> Scorer<'a> {
         };
         let found = point.target.find(&self.hashes, progress)?;
         let key = key_of(&json!({
-            "weights": { "files": found.files, "recipe": found.recipe },
+            "weights": found.identity(),
             "frame": self.identity,
         }));
         if let Some(mut kept) = self.journal.get::<Finished>(&key)? {

@@ -12,6 +12,7 @@ pub mod arrow;
 pub mod captions;
 pub mod class_texts;
 pub mod classes;
+pub mod facts;
 pub mod left_out;
 pub mod nlvr2;
 pub mod overview;

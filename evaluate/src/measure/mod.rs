@@ -10,8 +10,9 @@ pub mod journal;
 pub mod layerwise;
 mod sums;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -43,6 +44,8 @@ pub struct Frame {
     pub out: Option<PathBuf>,
     /// The folder of predictions.
     pub predictions: Option<PathBuf>,
+    /// Whether files of predictions that are there may be replaced.
+    pub may_replace: bool,
     /// The folder of features; without it that of the journal.
     pub features: Option<PathBuf>,
 }
@@ -52,6 +55,8 @@ pub struct Frame {
 pub struct Candidate {
     /// Their name in results.
     pub name: String,
+    /// The first part of the name of their file of predictions; no other candidate has the same.
+    pub file: String,
     /// Their place in a sweep.
     pub at: Option<SweepPoint>,
     /// Distinguishes them from other weights.
@@ -77,6 +82,8 @@ pub struct Measuring<'a> {
     /// The processes that share the passes; the first one writes.
     ranks: &'a dyn Collective,
     frame: Frame,
+    /// Files of predictions that this process has written.
+    written: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl<'a> Measuring<'a> {
@@ -104,6 +111,7 @@ impl<'a> Measuring<'a> {
             journal: frame.out.as_deref().map(Journal::beside),
             ranks,
             frame,
+            written: Mutex::default(),
         })
     }
 
@@ -111,7 +119,8 @@ impl<'a> Measuring<'a> {
     /// which receives the task and a place for features. Only the first of several ranks gets it.
     ///
     /// # Errors
-    /// The errors of `run`, and when the journal or the predictions cannot be read or written.
+    /// The errors of `run`, those of [`check_predictions`](Self::check_predictions), and when the journal or the
+    /// predictions cannot be read or written.
     pub fn measure<E: From<Error>>(
         &self,
         of: &Candidate,
@@ -122,7 +131,7 @@ impl<'a> Measuring<'a> {
             "frame": self.frame.identity,
             "settings": self.frame.settings,
         }));
-        let (is_kept, kept) = self.kept(&key, &of.name)?;
+        let (is_kept, kept) = self.kept(&key, &of.file)?;
         if is_kept && kept.is_none() {
             return Ok(None);
         }
@@ -135,6 +144,7 @@ impl<'a> Measuring<'a> {
                 predictions: None,
             }));
         }
+        self.check_predictions(&of.file)?;
         let folder = self.frame.features.as_deref();
         let folder = folder.or(self.journal.as_ref().map(Journal::folder));
         let cache = folder.map(|folder| FeatureCache::new(folder, &key));
@@ -144,7 +154,7 @@ impl<'a> Measuring<'a> {
         if !self.ranks.is_first() {
             return Ok(None);
         }
-        let predictions = self.write_predictions(&of.name, &outcome)?;
+        let predictions = self.write_predictions(&of.file, &outcome)?;
         let finished = Finished {
             result: TaskResult {
                 name: of.name.clone(),
@@ -175,9 +185,9 @@ impl<'a> Measuring<'a> {
 
     /// Whether the first rank finds a result in the journal, and on that rank the result. A result without the predictions
     /// that are asked for is none: the same weights may come under another name.
-    fn kept(&self, key: &str, name: &str) -> Result<(bool, Option<Finished>)> {
+    fn kept(&self, key: &str, file: &str) -> Result<(bool, Option<Finished>)> {
         let is_first = self.ranks.is_first();
-        let has_predictions = self.predictions_of(name).is_none_or(|path| path.exists());
+        let has_predictions = self.predictions_of(file).is_none_or(|path| path.exists());
         let kept = match &self.journal {
             Some(journal) if is_first && has_predictions => journal.get(key)?,
             _ => None,
@@ -238,22 +248,39 @@ impl<'a> Measuring<'a> {
         }
     }
 
-    /// The file for the predictions of a candidate, if the caller wants them and the task has any.
-    fn predictions_of(&self, name: &str) -> Option<PathBuf> {
-        let folder = self.frame.predictions.as_ref()?;
-        let ending = self.task.spec().prediction_ending?;
-        let stem = Path::new(name).file_stem().unwrap_or_default();
-        let stem = stem.to_string_lossy();
-        Some(folder.join(format!("{stem}.{}.{ending}", self.frame.split)))
+    /// Refuses a file of predictions that is there, unless this process has written it or it may be replaced. `file` is
+    /// the first part of its name.
+    ///
+    /// # Errors
+    /// As [`merge::io::check_file_target`].
+    pub fn check_predictions(&self, file: &str) -> Result<()> {
+        let Some(path) = self.predictions_of(file).filter(|path| path.exists()) else {
+            return Ok(());
+        };
+        let may_replace = self.frame.may_replace || self.written().contains(&path);
+        Ok(merge::io::check_file_target(&path, may_replace)?)
     }
 
-    fn write_predictions(&self, name: &str, outcome: &Outcome) -> Result<Option<PathBuf>> {
-        let (Some(folder), Some(path)) = (&self.frame.predictions, self.predictions_of(name))
+    fn written(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file for the predictions of a candidate, if the caller wants them and the task has any.
+    fn predictions_of(&self, file: &str) -> Option<PathBuf> {
+        let folder = self.frame.predictions.as_ref()?;
+        let ending = self.task.spec().prediction_ending?;
+        Some(folder.join(format!("{file}.{}.{ending}", self.frame.split)))
+    }
+
+    fn write_predictions(&self, file: &str, outcome: &Outcome) -> Result<Option<PathBuf>> {
+        let (Some(folder), Some(path)) = (&self.frame.predictions, self.predictions_of(file))
         else {
             return Ok(None);
         };
         let created = std::fs::create_dir_all(folder);
         created.map_err(|source| Error::io("create", folder, source))?;
-        Ok(outcome.predictions.write(&path)?.then_some(path))
+        let is_written = outcome.predictions.write(&path)?;
+        self.written().insert(path.clone());
+        Ok(is_written.then_some(path))
     }
 }

@@ -11,7 +11,7 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::towers::sizes;
-use crate::nn::Convolution;
+use crate::nn::{Convolution, relu};
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
@@ -75,7 +75,7 @@ impl Block {
     fn forward(&self, x: &Tensor, gain: f64) -> candle_core::Result<Tensor> {
         let mut branch = x.clone();
         for convolution in &self.res_path {
-            branch = convolution.forward(&branch.relu()?)?;
+            branch = convolution.forward(&relu(&branch)?)?;
         }
         let branch = (branch * gain)?;
         match &self.id_path {
@@ -207,15 +207,20 @@ impl Dvae {
                 x = block.forward(&x, self.res_gain)?;
             }
         }
-        Ok(self.output.forward(&x.relu()?)?)
+        Ok(self.output.forward(&relu(&x)?)?)
     }
 
     /// The most likely token of each place: `(b, 3, s, s) -> (b, s / stride, s / stride)`, `u32`.
     ///
     /// # Errors
-    /// As [`logits`](Self::logits)'.
+    /// As [`logits`](Self::logits)', and [`Error::LogitNotANumber`]: a place with such a logit has no token.
     pub fn encode(&self, image: &Tensor) -> Result<Tensor> {
         let logits = self.logits(image)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let sums = logits.flatten_from(1)?.to_dtype(DType::F32)?.sum(1)?;
+        let is_broken = |sum: &f32| sum.is_nan();
+        if let Some(example) = sums.to_vec1()?.iter().position(is_broken) {
+            return Err(Error::LogitNotANumber { example });
+        }
         Ok(logits.argmax(D::Minus1)?)
     }
 }

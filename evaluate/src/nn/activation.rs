@@ -51,3 +51,35 @@ impl Activation {
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Activation::Gelu.forward(x)
 }
+
+/// `max(x, 0)`, and NaN of NaN. candle's own gives 0 of NaN, behind which a damaged weight looks sound.
+///
+/// # Errors
+/// When the device fails.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    let zeros = x.zeros_like()?;
+    // The gradient goes through where x is 0, as candle's own does.
+    x.detach().lt(&zeros)?.where_cond(&zeros, x)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn relu_keeps_nan_and_else_gives_the_numbers_and_gradients_of_candle() -> Result<()> {
+        let x = Var::new(&[-2.0f32, 0.0, 3.0, f32::NEG_INFINITY], &Device::Cpu)?;
+        let (found, expected) = (relu(&x)?, x.relu()?);
+        assert_eq!(found.to_vec1::<f32>()?, expected.to_vec1::<f32>()?);
+        let gradient = |y: &Tensor| -> Result<Vec<f32>> {
+            let gradients = (y * 2.0)?.sum_all()?.backward()?;
+            gradients.get(&x).expect("a gradient").to_vec1()
+        };
+        assert_eq!(gradient(&found)?, gradient(&expected)?);
+        let broken = Tensor::new(&[f32::NAN, -f32::NAN], &Device::Cpu)?;
+        assert!(relu(&broken)?.to_vec1::<f32>()?.iter().all(|x| x.is_nan()));
+        Ok(())
+    }
+}

@@ -26,7 +26,7 @@ mod routing;
 mod side_losses;
 mod tape;
 
-pub use activation::{Activation, gelu};
+pub use activation::{Activation, gelu, relu};
 pub use attend::{Bias, attend, attend_packed, attend_to, attention_shares, mix};
 pub(crate) use attend::{halves, unpack};
 pub use attention::Attention;

@@ -125,7 +125,7 @@ fn cache(
     output: &Output,
 ) -> Result<ExitCode> {
     let write = checked_file(&args.out, args.force)?;
-    let task = args.data.open(None)?;
+    let task = args.data.open()?;
     let tokenizer = args.data.tokenizer()?;
     let vocabulary = (tokenizer.as_ref()).map(|tokenizer| std::fs::read(tokenizer.path()));
     let vocabulary = vocabulary.transpose()?;
@@ -171,6 +171,7 @@ fn cache(
             "limit": args.data.limit,
             "without_repeats": args.data.without_repeats,
             "model": args.model.identity(),
+            "settings": opened.settings,
             "tokenizer": vocabulary,
         }),
         reading: Some(key_of(&reading)),

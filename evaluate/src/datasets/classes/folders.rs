@@ -118,10 +118,9 @@ mod tests {
             [("cat/2.jpg", 0), ("cat/in/3.JPEG", 0), ("cat-b/1.png", 1)]
         );
         assert_eq!(set.left_out().expect("notes")[0].n, 1);
-        assert_eq!(
-            set.sizes().expect("sizes"),
-            [("cat".into(), 2), ("cat-b".into(), 1)]
-        );
+        let facts = set.facts().expect("facts");
+        let sizes: Vec<_> = facts.iter().map(|f| (f.name.as_str(), f.n_bytes)).collect();
+        assert_eq!(sizes, [("cat", 2), ("cat-b", 1)]);
         let error = set.picture(0).expect_err("no picture").to_string();
         assert!(error.contains("toy/val/cat/2.jpg: "), "{error}");
     }

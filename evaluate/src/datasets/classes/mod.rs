@@ -246,26 +246,26 @@ impl ClassSet {
         })
     }
 
-    /// Each class with the bytes of its pictures, or each packed file with its bytes: what tells this split from another.
+    /// Facts about the pictures of each class, or about each packed file: what tells this split from another.
     ///
     /// # Errors
     /// When a file is gone.
-    pub fn sizes(&self) -> Result<Vec<(String, u64)>> {
+    pub fn facts(&self) -> Result<Vec<FileFacts>> {
         if let Source::Packed { packed, .. } = &self.source {
-            return packed.sizes();
+            return packed.facts();
         }
-        let mut sizes: Vec<_> = self.classes.iter().map(|name| (name.clone(), 0)).collect();
+        let mut pictures = vec![Vec::new(); self.classes.len()];
         for image in &self.images {
-            let Place::File(path) = &image.place else {
-                continue;
-            };
-            let metadata = std::fs::metadata(path);
-            let metadata = metadata.map_err(|source| Error::io("open", path, source))?;
-            if let Some((_, n_bytes)) = sizes.get_mut(image.class) {
-                *n_bytes += metadata.len();
+            if let (Place::File(path), Some(of_class)) =
+                (&image.place, pictures.get_mut(image.class))
+            {
+                of_class.push((image.name.as_str(), path.as_path()));
             }
         }
-        Ok(sizes)
+        let classes = self.classes.iter().zip(pictures);
+        classes
+            .map(|(class, pictures)| FileFacts::of_pictures(class, pictures))
+            .collect()
     }
 
     fn entry(&self, index: usize) -> Result<&Image> {

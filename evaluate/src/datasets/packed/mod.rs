@@ -24,6 +24,7 @@ use merge::io::{FileBytes, files_in};
 use merge::remote::address::is_address;
 use rayon::prelude::*;
 
+use super::facts::FileFacts;
 use super::parquet::ParquetTable;
 use super::pictures::is_inside;
 use super::rows::Table;
@@ -162,17 +163,16 @@ impl Packed {
         &self.folder
     }
 
-    /// Each file with its bytes: what tells this split from another.
+    /// Facts about each file: what tells this split from another.
     ///
     /// # Errors
     /// When a file is gone.
-    pub fn sizes(&self) -> Result<Vec<(String, u64)>> {
-        let sizes = self.files.par_iter().map(|path| {
+    pub fn facts(&self) -> Result<Vec<FileFacts>> {
+        let files = self.files.iter().map(|path| {
             let inside = path.strip_prefix(&self.folder).unwrap_or(path);
-            let n_bytes = FileBytes::open(path)?.n_bytes();
-            Ok((inside.display().to_string(), n_bytes))
+            (inside.display().to_string(), path.clone())
         });
-        sizes.collect()
+        FileFacts::of_all(files.collect())
     }
 
     /// Opens all files, on all threads. With the rows of a split where the files have those of others as well: a column

@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::Config;
-use crate::nn::{Bias, Linear, Mask, Pass, attention_shares, mix};
+use crate::nn::{Bias, Linear, Mask, Pass, attention_shares, mix, relu};
 use crate::weights::Init;
 use crate::{Result, Weights};
 
@@ -107,7 +107,7 @@ impl PairsHead {
             let both = Tensor::cat(&[&seen, x], D::Minus1)?;
             let joined = pass.drop(
                 &format!("pairs.joined.{side}"),
-                &self.joined.forward(&both)?.relu()?,
+                &relu(&self.joined.forward(&both)?)?,
             )?;
             pass.show_output(format_args!("fc_{side}"), || Ok(joined.clone()))?;
             let one = self.pool(&joined, mask, (pass, side))?;
@@ -119,7 +119,7 @@ impl PairsHead {
 
     /// `(b, n, d) -> (b, d)`.
     fn pool(&self, x: &Tensor, mask: &Mask, (pass, side): (&Pass<'_>, &str)) -> Result<Tensor> {
-        let scores = self.pooled.forward(x)?.relu()?.squeeze(2)?; // (b, n)
+        let scores = relu(&self.pooled.forward(x)?)?.squeeze(2)?; // (b, n)
         let scores = scores.to_dtype(DType::F32)?;
         let scores = match mask.added() {
             Some(added) => {

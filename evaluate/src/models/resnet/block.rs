@@ -3,7 +3,7 @@
 use candle_core::{Result as DeviceResult, Tensor};
 
 use crate::models::towers::{Shapes, sizes};
-use crate::nn::{BatchNorm, Linear, Norming};
+use crate::nn::{BatchNorm, Linear, Norming, relu};
 use crate::{Result, Weights};
 
 /// A convolution that keeps the size of a map except for its stride, and its batch norm.
@@ -102,13 +102,13 @@ impl Block {
         for (nth, layer) in self.layers.iter().enumerate() {
             y = layer.forward(&y, norming)?;
             if nth + 1 < self.layers.len() {
-                y = y.relu()?;
+                y = relu(&y)?;
             }
         }
         let around = match &self.around {
             Some(around) => around.forward(x, norming)?,
             None => x.clone(),
         };
-        (y + around)?.relu()
+        relu(&(y + around)?)
     }
 }

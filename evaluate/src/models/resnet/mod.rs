@@ -20,7 +20,7 @@ use super::apart::{ImageClassifier, ImageHead};
 use super::{BatchNormed, Head, Model, ModelInput};
 use crate::batch::Images;
 use crate::forward::NamedPasses;
-use crate::nn::{BatchStatistics, Norming, Pass};
+use crate::nn::{BatchStatistics, Norming, Pass, relu};
 use crate::{Result, Weights};
 
 /// The name of the classifier, which reads the mean of the last map.
@@ -60,7 +60,7 @@ impl Resnet {
 
     /// The last map: `(b, 3, h, w) -> (b, d, h / 32, w / 32)`.
     fn features(&self, pixels: &Tensor, norming: Norming<'_>) -> DeviceResult<Tensor> {
-        let x = self.stem.forward(pixels, norming)?.relu()?;
+        let x = relu(&self.stem.forward(pixels, norming)?)?;
         // No number is below zero, so that a border of zeros is never the largest.
         let x = x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
         let mut x = x.max_pool2d_with_stride(3, 2)?;

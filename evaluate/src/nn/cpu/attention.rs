@@ -219,8 +219,7 @@ fn probabilities(
                 }
                 let largest = max(scores);
                 if largest == f32::NEG_INFINITY {
-                    // All is hidden: nothing is attended to.
-                    scores.fill(0.0);
+                    scores.fill(share_of_hidden(scores));
                     continue;
                 }
                 for score in scores.iter_mut() {
@@ -233,6 +232,16 @@ fn probabilities(
             }
         },
     );
+}
+
+/// The share of each key in a row whose largest score is −∞: 0 where all is hidden, so that nothing is attended to, and
+/// NaN where a score is NaN, which [`max`] skips.
+#[cold]
+fn share_of_hidden(scores: &[f32]) -> f32 {
+    match scores.iter().any(|score| score.is_nan()) {
+        true => f32::NAN,
+        false => 0.0,
+    }
 }
 
 /// Gradients by packed `qkv` and by the bias (empty without one): `g: (b, n, d)`, every token asking.

@@ -7,7 +7,7 @@ pub const LANES: usize = 32;
 /// 1 / sqrt(2 π).
 const DENSITY_AT_ZERO: f32 = 0.398_942_3;
 
-/// eˣ to within two units in the last place; 0 below −87, as if denormal numbers were none.
+/// eˣ to within two units in the last place; 0 below −87, as if denormal numbers were none; NaN of NaN.
 ///
 /// x = k ln 2 + r with |r| ≤ ln 2 / 2; eʳ by its Taylor polynomial of degree 7, whose remainder is
 /// below 10⁻⁸.
@@ -35,7 +35,9 @@ pub fn exp(x: f32) -> f32 {
         power = power * r + coefficient;
     }
     let scaled = f32::from_bits(power.to_bits().wrapping_add(shifted.to_bits() << 23));
-    if x < -87.0 { 0.0 } else { scaled }
+    let value = if x < -87.0 { 0.0 } else { scaled };
+    // The low bits of a NaN are no power of two: shifted, they would make a number of it.
+    if x.is_nan() { x } else { value }
 }
 
 /// The normal distribution's Φ(x) and density φ(x).
@@ -73,7 +75,7 @@ pub fn sum_of(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
-/// The largest of a slice; −∞ of none.
+/// The largest of a slice, NaN skipped; −∞ of none.
 #[inline(always)]
 pub fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
@@ -116,6 +118,23 @@ mod tests {
         }
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn no_bits_of_a_nan_become_a_number() {
+        for bits in [
+            0x7fc0_0000_u32,
+            0xffc0_0000,
+            0x7fc0_0001,
+            0x7fc0_01ff,
+            0x7fff_ffff,
+            0xffff_ffff,
+        ] {
+            let x = f32::from_bits(bits);
+            assert!(exp(x).is_nan(), "{bits:x}: {}", exp(x));
+            assert!(normal(x).0.is_nan(), "{bits:x}: {}", normal(x).0);
+            assert!(normal(x).1.is_nan(), "{bits:x}: {}", normal(x).1);
+        }
     }
 
     #[test]
