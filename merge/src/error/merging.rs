@@ -46,14 +46,16 @@ pub enum MergeFault {
         model: String,
     },
     /// The method takes another number of checkpoints.
-    #[error("{method} merges {wanted}, and the recipe has {found}{place}")]
+    #[error("{method} merges {wanted}, and {whole} has {found}{place}")]
     InputCount {
         /// The method.
         method: &'static str,
         /// The numbers that it takes, in words.
         wanted: String,
-        /// The number of models, the base not counted.
-        found: usize,
+        /// The recipe, the module or the slice.
+        whole: &'static str,
+        /// The models, in words; the base is not counted.
+        found: String,
         /// The first model.
         place: Place,
     },
@@ -382,7 +384,11 @@ pub enum MergeFault {
         place: Place,
     },
     /// A slice takes layers that are not there.
-    #[error("{model}: layers {first}..{end} of {n_layers}{place}")]
+    #[error("{}{place}", match () {
+        () if end < first => format!("`layer_range: [{first}, {end}]` of {model} begins after its end"),
+        () if end == first => format!("`layer_range: [{first}, {end}]` of {model} has no layer: its end is one past the last"),
+        () => format!("`layer_range: [{first}, {end}]` ends beyond the {n_layers} layers of {model}"),
+    })]
     LayerRange {
         /// The checkpoint.
         model: String,
@@ -393,6 +399,100 @@ pub enum MergeFault {
         /// The number of layers.
         n_layers: usize,
         /// The slice.
+        place: Place,
+    },
+    /// A base that no source of a slice names, and that lacks layers of the slice.
+    #[error(
+        "the base {model} has no layer {}: it has {n_layers} layers, and the slice measures from its layers {first} to \
+         {}{place}", (*first).max(*n_layers), end - 1
+    )]
+    ShortBase {
+        /// The base.
+        model: String,
+        /// The first layer.
+        first: usize,
+        /// One past the last.
+        end: usize,
+        /// The number of layers.
+        n_layers: usize,
+        /// The slice.
+        place: Place,
+    },
+    /// A base that no source of a slice names, where the sources take different layers.
+    #[error(
+        "the sources of a slice take the layers from {first} and from {other}, and nothing says which layers the base \
+         {model} gives{place}"
+    )]
+    BaseLayers {
+        /// The base.
+        model: String,
+        /// The first layer of the first source.
+        first: usize,
+        /// That of another.
+        other: usize,
+        /// The other source.
+        place: Place,
+    },
+    /// A base that a slice names more than once.
+    #[error("the slice names the base {model} twice, and a base gives one set of layers{place}")]
+    BaseTwice {
+        /// The base.
+        model: String,
+        /// The second source.
+        place: Place,
+    },
+    /// A key, or a part of one, that nothing reads.
+    #[error("`{key}` has no effect: {why}{place}")]
+    NoEffect {
+        /// The key.
+        key: String,
+        /// The reason, as a clause.
+        why: String,
+        /// The place of the key, or of the model that has it.
+        place: Place,
+    },
+    /// A parameter for all models that stands under one of them.
+    #[error(
+        "{method} reads `{name}` for all models together, and the recipe gives it to one model{place}"
+    )]
+    Misplaced {
+        /// The method.
+        method: &'static str,
+        /// The parameter.
+        name: &'static str,
+        /// The place of the parameter.
+        place: Place,
+    },
+    /// Two keys of a recipe for one setting.
+    #[error("a recipe has `{one}` or `{other}`, not both")]
+    TwoKeys {
+        /// One.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+    /// The output has layers with holes between them, or others than its configuration can say.
+    #[error("the output and its config.json contradict each other: {reason}")]
+    ConfigLayers {
+        /// The contradiction.
+        reason: String,
+    },
+    /// Models of one shape that compute with other numbers of heads.
+    #[error(
+        "config.json of {model} has `{key}: {found}`, and that of {first} `{key}: {expected}`{place}"
+    )]
+    Heads {
+        /// The model that differs.
+        model: String,
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// The model whose configuration the output gets.
+        first: String,
+        /// The value there.
+        expected: String,
+        /// The entry of the one that differs.
         place: Place,
     },
     /// Sources of a slice differ in their number of layers.

@@ -33,6 +33,8 @@ impl MergeFault {
                 | Self::NoDecomposition { .. }
                 | Self::AddedMethod { .. }
                 | Self::ResultShape { .. }
+                | Self::ConfigLayers { .. }
+                | Self::Heads { .. }
         )
     }
 
@@ -85,6 +87,23 @@ impl MergeFault {
             Self::NoMixtures { .. } => {
                 Some("`align_units` aligns the hidden units of dense networks")
             }
+            Self::BaseLayers { .. } => {
+                Some("name the base as a source of the slice, with its own `layer_range`")
+            }
+            Self::ShortBase { .. } => Some(
+                "name the base as a source of the slice, with layers that it has, or give the slice another `base_model`",
+            ),
+            Self::Misplaced { .. } => Some(
+                "`t` and its like belong to the `parameters` of the recipe, a module or a slice",
+            ),
+            Self::ConfigLayers { .. } => Some(
+                "`on_missing: error` names the tensors that only some models have; `slices` say which layers the output \
+                 has",
+            ),
+            Self::Heads { .. } => Some(
+                "the same weights mean another model with other heads: merge models of one configuration, or mend the \
+                 config.json that is wrong",
+            ),
             Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
             Self::UnnamedModules { .. } => Some(
                 "name each with the models that give its weights, as `vision_tower: { models: [MODEL] }`; \

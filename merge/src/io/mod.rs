@@ -39,8 +39,8 @@ pub use overlaid::{Held, overlaid};
 pub(crate) use ranges::row_major;
 pub(crate) use renamed::Renamed;
 pub use source::{
-    Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
-    SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
+    Blamed, Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue,
+    Root, SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
 };
 pub use torch::{PickleCall, PickleFault, ScriptFault, ZipFault};
 #[doc(hidden)]

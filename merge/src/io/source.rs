@@ -187,6 +187,12 @@ impl Stamp {
 }
 
 impl SourceFile {
+    /// Whether both are one file of this machine, whatever it is called.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        let place = |file: &Self| file.stamp.map(|stamp| (stamp.device, stamp.inode));
+        place(self).is_some() && place(self) == place(other)
+    }
+
     /// A file that is known by place and size alone, such as one that is named but was not opened.
     #[must_use]
     pub fn named(path: impl Into<PathBuf>, n_bytes: u64) -> Self {
@@ -330,6 +336,15 @@ pub trait TensorSource: Send + Sync {
         false
     }
 
+    /// The origin of an element of tensor `index` that is no finite number, where it is another file than
+    /// [`SourceInfo::path`].
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    fn blamed(&self, _index: usize, _element: usize) -> Result<Option<Blamed>> {
+        Ok(None)
+    }
+
     /// Most bytes that are kept in memory from one read to the next, where tensors are computed.
     fn held_bytes(&self) -> u64 {
         0
@@ -344,6 +359,17 @@ pub trait TensorSource: Send + Sync {
     /// # Panics
     /// May panic if `index` or the range is outside the tensor: a fault of the caller.
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()>;
+}
+
+/// An element of a file that is no finite number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blamed {
+    /// The file.
+    pub path: PathBuf,
+    /// The tensor in it.
+    pub key: String,
+    /// The element, one number per axis.
+    pub index: Vec<usize>,
 }
 
 /// How to open a checkpoint.
@@ -478,6 +504,16 @@ impl Checkpoint {
     pub fn is_computed(&self, name: &str) -> bool {
         self.index(name)
             .is_some_and(|index| self.source.is_computed(index))
+    }
+
+    /// The origin of an element of a tensor that is no finite number, where it is another file than the one that was
+    /// opened.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or a file cannot be read.
+    pub(crate) fn blamed(&self, name: &str, element: usize) -> Result<Option<Blamed>> {
+        let index = self.index(name).ok_or_else(|| self.missing(name))?;
+        self.source.blamed(index, element)
     }
 
     /// Shape and dtype of a tensor that must be there.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candle_core::Device;
+use evaluate::datasets::facts::FileFacts;
 use evaluate::measure::grams::{GramJob, GramSums};
 use evaluate::measure::key_of;
 use merge::gram::{Gram, GramRecord, Shard};
@@ -137,6 +138,12 @@ fn cache(
         .shared(ranks);
     let vocabulary = vocabulary.map(|bytes| key_of(&bytes));
     let files = args.data.identity()?;
+    // Copies of the data on several machines were not written at one time.
+    let content = files.iter().map(|file| FileFacts {
+        changed: None,
+        ..file.clone()
+    });
+    let content: Vec<FileFacts> = content.collect();
     let reading = json!({
         "flags": args.model.identity(),
         "facts": facts,
@@ -154,7 +161,7 @@ fn cache(
         ),
         (
             "the hash of the list of data files".to_owned(),
-            key_of(&files),
+            key_of(&content),
         ),
     ]);
     let mut sums = GramSums::open(GramJob {
