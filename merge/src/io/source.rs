@@ -189,7 +189,7 @@ impl Stamp {
 impl SourceFile {
     /// Whether both are one file of this machine, whatever it is called.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
-        let place = |file: &Self| file.stamp.map(|stamp| (stamp.device, stamp.inode));
+        let place = |file: &Self| file.stamp.map(|stamp| stamp.mark.place());
         place(self).is_some() && place(self) == place(other)
     }
 

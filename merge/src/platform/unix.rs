@@ -80,6 +80,11 @@ impl Mark {
         Ok((Self::of(&metadata), metadata.size()))
     }
 
+    /// Which file it is, whatever it is called.
+    pub(crate) fn place(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),

@@ -113,6 +113,11 @@ impl Mark {
         Ok((Self::of(&found), found.file_size()))
     }
 
+    /// Which file it is, whatever it is called.
+    pub(crate) fn place(self) -> (u64, u64) {
+        (self.volume, self.index)
+    }
+
     fn of(found: &file::Information) -> Self {
         Self {
             volume: found.volume_serial_number(),

@@ -10,9 +10,7 @@ use super::{Entry, MergePlan, TensorRef, companions};
 use super::{mixtures, vocabularies};
 use crate::layouts::{Generic, Layout};
 use crate::methods::{DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
-use crate::recipe::{
-    OnMissingGram, OutputDType, Parameters, Part, Place, RandomSource, UnknownKeys,
-};
+use crate::recipe::{OnMissingGram, OutputDType, Parameters, Place, RandomSource, UnknownKeys};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
