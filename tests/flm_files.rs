@@ -138,7 +138,11 @@ fn a_run_records_no_way_of_reading_that_no_objective_trains() {
             &["causal"][..],
             "three",
         ),
-        ("[{name:~flm},~{name:~random_itm}]", &["causal"][..], "three"),
+        (
+            "[{name:~flm},~{name:~random_itm}]",
+            &["causal"][..],
+            "three",
+        ),
         ("[{name:~mlm}]", &["causal", "three"][..], "bidirectional"),
     ]
     .into_iter()
@@ -146,7 +150,15 @@ fn a_run_records_no_way_of_reading_that_no_objective_trains() {
     {
         for way in refused_ways {
             let said = train(objectives, way, "refused");
-            refused(&said, &["model.streams", &format!("`{way}`"), "no objective trains", taken]);
+            refused(
+                &said,
+                &[
+                    "model.streams",
+                    &format!("`{way}`"),
+                    "no objective trains",
+                    taken,
+                ],
+            );
         }
         ok(train(objectives, taken, &format!("run{number}")));
     }

@@ -41,8 +41,11 @@ fn weights_of(document: &Value) -> &'static str {
 fn leave_unread(document: &mut Value) {
     let is_measured = document.get("validation").is_some_and(|v| !v.is_null());
     let objectives = document.get("objectives").and_then(Value::as_array);
-    let names = (objectives.into_iter().flatten()).filter_map(|objective| objective.get("name")?.as_str());
-    let specs: Vec<_> = names.filter_map(|name| objectives::spec(name).ok()).collect();
+    let names =
+        (objectives.into_iter().flatten()).filter_map(|objective| objective.get("name")?.as_str());
+    let specs: Vec<_> = names
+        .filter_map(|name| objectives::spec(name).ok())
+        .collect();
     let is_read = |key: &str| match key {
         "routing" => is_measured,
         "decoder_depth" | "tied_words" => {

@@ -113,7 +113,9 @@ fn a_setting_that_contradicts_the_record_is_refused() {
     };
     refused(&said, &joint, "`shallow_attention` is PerModality by");
     // A record that does not say how leaves the choice.
-    let chosen = config(&checkpoint, &joint).expect("known").shallow_attention;
+    let chosen = config(&checkpoint, &joint)
+        .expect("known")
+        .shallow_attention;
     assert_eq!(chosen, ShallowAttention::Joint);
 }
 
@@ -122,7 +124,11 @@ fn a_fusion_start_is_one_that_the_model_can_have() {
     let folder = tempfile::tempdir().expect("a folder");
     let (checkpoint, _) = trained(folder.path());
     let record = r#"{"family": "multiway", "heads": 2, "text_table_len": 20}"#;
-    let untold = rewritten(&checkpoint, record, &folder.path().join("untold.safetensors"));
+    let untold = rewritten(
+        &checkpoint,
+        record,
+        &folder.path().join("untold.safetensors"),
+    );
     let of = |start| Overrides {
         fusion_start: Some(start),
         ..Overrides::default()
@@ -132,7 +138,11 @@ fn a_fusion_start_is_one_that_the_model_can_have() {
         let found = config(&untold, &of(start)).expect("known").fusion_start;
         assert_eq!(found, start);
     }
-    refused(&untold, &of(4), "`fusion_start` is 4, but there are 3 blocks");
+    refused(
+        &untold,
+        &of(4),
+        "`fusion_start` is 4, but there are 3 blocks",
+    );
     // Experts tell the block, with a record or without.
     let layout = layouts::detect(&checkpoint).expect("a layout");
     let plan = Expansion::to(Form::AllSpecific).plan(Arc::clone(&checkpoint), layout.as_ref());
@@ -141,7 +151,9 @@ fn a_fusion_start_is_one_that_the_model_can_have() {
     let specific = rewritten(&specific.expect("made"), record, &path);
     assert_eq!(config(&specific, &of(1)).expect("known").fusion_start, 1);
     for start in [0, 2] {
-        let expected = format!("`fusion_start` is 1, the first block with a vision_language expert, but {start}");
+        let expected = format!(
+            "`fusion_start` is 1, the first block with a vision_language expert, but {start}"
+        );
         refused(&specific, &of(start), &expected);
     }
 }

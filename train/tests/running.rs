@@ -218,7 +218,10 @@ fn another_tokenizer_at_the_same_path_does_not_go_on_with_a_state() {
     std::fs::write(&words, other).expect("written");
     let error = run(&recipe, &place, &merge::progress::Silent);
     let said = error.expect_err("another tokenizer").to_string();
-    assert!(said.contains("other data") && said.contains("tokenizer vocab.txt: "), "{said}");
+    assert!(
+        said.contains("other data") && said.contains("tokenizer vocab.txt: "),
+        "{said}"
+    );
     std::fs::write(&words, text).expect("written");
     run(&recipe, &place, &merge::progress::Silent).expect("it goes on");
 }
@@ -259,19 +262,50 @@ fn settings_that_nothing_reads_are_refused_and_defaults_are_not() {
         TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings)
     };
     for (objectives, setting, key) in [
-        ("[{name: itc}]", "masking.probability=0.3", "masking.probability"),
-        ("[{name: ar}]", "masking.every_place=true", "masking.every_place"),
+        (
+            "[{name: itc}]",
+            "masking.probability=0.3",
+            "masking.probability",
+        ),
+        (
+            "[{name: ar}]",
+            "masking.every_place=true",
+            "masking.every_place",
+        ),
         ("[{name: random_itm}]", "other_texts=3", "other_texts"),
-        ("[{name: mlm}]", "image_masking={tokenizer: x}", "image_masking"),
-        ("[{name: itc}]", "model.decoder_depth=2", "model.decoder_depth"),
-        ("[{name: itc}]", "model.tied_words=false", "model.tied_words"),
+        (
+            "[{name: mlm}]",
+            "image_masking={tokenizer: x}",
+            "image_masking",
+        ),
+        (
+            "[{name: itc}]",
+            "model.decoder_depth=2",
+            "model.decoder_depth",
+        ),
+        (
+            "[{name: itc}]",
+            "model.tied_words=false",
+            "model.tied_words",
+        ),
         ("[{name: itc}]", "optim.trust=0.1", "optim.trust"),
-        ("[{name: itc}]", "optim={rule: lars, beta2: 0.9}", "optim.beta2"),
-        ("[{name: itc}]", "optim.loss_scale.initial=8", "optim.loss_scale"),
+        (
+            "[{name: itc}]",
+            "optim={rule: lars, beta2: 0.9}",
+            "optim.beta2",
+        ),
+        (
+            "[{name: itc}]",
+            "optim.loss_scale.initial=8",
+            "optim.loss_scale",
+        ),
     ] {
         let error = parse(objectives, setting).expect_err(setting).to_string();
         let expected = format!("`{key}`: ");
-        assert!(error.contains(&expected) && error.contains("leave it out"), "{setting}: {error}");
+        assert!(
+            error.contains(&expected) && error.contains("leave it out"),
+            "{setting}: {error}"
+        );
     }
     for (name, group, setting) in [
         ("ar", "language", "forward_weight: 0.5"),
@@ -291,23 +325,36 @@ fn settings_that_nothing_reads_are_refused_and_defaults_are_not() {
         let objectives = format!("[{{name: {name}, {group}: {{{setting}}}}}]");
         let error = parse(&objectives, "seed=1").expect_err(setting).to_string();
         let expected = format!("`{name}` does not read it: only ");
-        assert!(error.contains(&expected) && error.contains(group), "{objectives}: {error}");
+        assert!(
+            error.contains(&expected) && error.contains(group),
+            "{objectives}: {error}"
+        );
     }
     // Who reads a setting may have it, and a recipe may say what holds anyway.
     for (objectives, setting) in [
         ("[{name: itc}, {name: mlm}]", "masking.probability=0.3"),
         ("[{name: ranking}]", "other_texts=3"),
-        ("[{name: itc}]", "masking={probability: 0.15, whole_word: true}"),
+        (
+            "[{name: itc}]",
+            "masking={probability: 0.15, whole_word: true}",
+        ),
         ("[{name: itc}]", "optim={rule: lars, trust: 0.1}"),
-        ("[{name: flm, language: {suffix: 0.5, reverse_weight: 0.5}}]", "seed=1"),
-        ("[{name: nce, contrast: {beta: 0.1, smoothing: 0.1}}]", "seed=1"),
+        (
+            "[{name: flm, language: {suffix: 0.5, reverse_weight: 0.5}}]",
+            "seed=1",
+        ),
+        (
+            "[{name: nce, contrast: {beta: 0.1, smoothing: 0.1}}]",
+            "seed=1",
+        ),
         ("[{name: itc}]", "other_texts=15"),
     ] {
         let parsed = parse(objectives, setting);
         assert!(parsed.is_ok(), "{objectives} {setting}: {:?}", parsed.err());
     }
     let yaml = whole(PRETRAIN).to_yaml().expect("YAML");
-    TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &[]).expect("all settings at their defaults");
+    TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &[])
+        .expect("all settings at their defaults");
 }
 
 #[test]
@@ -318,14 +365,25 @@ fn settings_that_only_a_model_or_a_measurement_could_read_are_refused_before_the
         ("model.routing=capacity", "model.routing"),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
-        let recipe = recipe("ckpt/ufo_pretrain.ckpt", "[{ name: retrieval }]", &[setting]);
+        let recipe = recipe(
+            "ckpt/ufo_pretrain.ckpt",
+            "[{ name: retrieval }]",
+            &[setting],
+        );
         let error = run(&recipe, folder.path(), &merge::progress::Silent);
         let said = error.expect_err(setting).to_string();
-        assert!(said.contains(key) && said.contains("leave it out"), "{setting}: {said}");
+        assert!(
+            said.contains(key) && said.contains("leave it out"),
+            "{setting}: {said}"
+        );
     }
     // Named variables are a head.
     let folder = tempfile::tempdir().expect("a folder");
-    let settings = ["optim.lr_mult=10", "optim.heads=[text_embeddings]", "length={steps: 1}"];
+    let settings = [
+        "optim.lr_mult=10",
+        "optim.heads=[text_embeddings]",
+        "length={steps: 1}",
+    ];
     let recipe = recipe("ckpt/ufo_pretrain.ckpt", "[{ name: retrieval }]", &settings);
     run(&recipe, folder.path(), &merge::progress::Silent).expect("it runs");
 }

@@ -85,9 +85,14 @@ impl TrainRecipe {
         let settings = [
             of_masking.map(|key| format!("masking.{key}")),
             (!super::is_fifteen(&self.other_texts)).then(|| "other_texts".to_owned()),
-            self.image_masking.is_some().then(|| "image_masking".to_owned()),
+            self.image_masking
+                .is_some()
+                .then(|| "image_masking".to_owned()),
             (self.model.decoder_depth.is_some()).then(|| "model.decoder_depth".to_owned()),
-            self.model.tied_words.is_some().then(|| "model.tied_words".to_owned()),
+            self.model
+                .tied_words
+                .is_some()
+                .then(|| "model.tied_words".to_owned()),
         ];
         let specs = self.objectives.iter().map(|o| objectives::spec(&o.name));
         let specs = specs.collect::<Result<Vec<_>>>()?;

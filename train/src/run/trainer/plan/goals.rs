@@ -5,11 +5,11 @@ use std::sync::Arc;
 use evaluate::models::{Dvae, Module};
 
 use super::parts::at_once;
-use crate::{Error, Result};
 use crate::objectives::{self, BALANCE_WEIGHT, Needs, Objective, Opening};
 use crate::optim::OptimSettings;
 use crate::recipe::{ObjectiveSettings, TrainRecipe};
 use crate::run::Start;
+use crate::{Error, Result};
 
 /// The inputs that the objectives of a recipe need, all together.
 pub(super) fn needs(recipe: &TrainRecipe) -> Result<Needs> {
@@ -45,15 +45,14 @@ pub(super) fn objectives(
 }
 
 /// Checks that the model reads texts in a way that an objective trains: the model's file is going to say it.
-pub(super) fn check_reading(
-    objectives: &[(Box<dyn Objective>, f64)],
-    start: &Start,
-) -> Result<()> {
+pub(super) fn check_reading(objectives: &[(Box<dyn Objective>, f64)], start: &Start) -> Result<()> {
     let Ok(model) = start.model.free_language() else {
         return Ok(());
     };
     let way = model.streams();
-    let trained = objectives.iter().map(|(o, _)| (o.name(), o.ways_of_reading()));
+    let trained = objectives
+        .iter()
+        .map(|(o, _)| (o.name(), o.ways_of_reading()));
     let trained: Vec<_> = trained.collect();
     if (trained.iter()).any(|(_, ways)| ways.is_empty() || ways.contains(&way)) {
         return Ok(());
