@@ -17,8 +17,7 @@ pub enum TextFault {
     /// A token that is larger than the end of texts, for a model that takes the row of the largest token for the text's.
     #[error(
         "{}: token `{token}` ({id}) is larger than the end of texts ({end}), but the model takes the row of a text's largest \
-         token for that of its end; give a tokenizer whose end is its last token, or name the end in the model's \
-         configuration (`eos_token_id` of `text_config`)", path.display()
+         token for that of its end", path.display()
     )]
     NotTheEnd {
         /// The tokenizer's file.
@@ -111,6 +110,10 @@ impl TextFault {
             Self::NoWords { .. } => Some("leave it out of the data"),
             Self::NoImageNumber { .. } => Some("leave out --predictions"),
             Self::NoWordBoundaries { .. } => Some("mask single tokens: `whole_word: false`"),
+            Self::NotTheEnd { .. } => Some(
+                "give a tokenizer whose end is its last token, or name the end in the model's configuration: \
+                 `eos_token_id` of `text_config`",
+            ),
         }
     }
 }
