@@ -85,6 +85,13 @@ impl Error {
             Self::Masks(MaskFault::Foreign { .. }) => {
                 Some("`vlmerge merge RECIPE --out FILE --masks FILE` writes both, with provenance".into())
             }
+            Self::Masks(MaskFault::OtherBase { .. }) => {
+                Some("give the model that the recipe of the merge names as `base_model`".into())
+            }
+            Self::GramParts { .. } => Some(
+                "`vlmerge gram --shard K/N` sums a missing part, and `vlmerge gram add FILES --out FILE` adds the parts up"
+                    .into(),
+            ),
             Self::Adapter(fault) => fault.hint().map(str::to_owned),
             Self::Export(fault) => fault.hint().map(str::to_owned),
             Self::Gguf(fault) => fault.hint().map(str::to_owned),

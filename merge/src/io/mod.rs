@@ -125,6 +125,7 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 ///
 /// # Errors
 /// As [`folder::model_among`], and [`TrainerFault::Remote`] for a model in pieces.
+#[cfg(feature = "remote")]
 pub(crate) fn model_far_away(folder: &Path, names: &[String]) -> Result<folder::Found> {
     match trainer::name_among(names) {
         Some(kind) if !folder::has_usual(names) => Err(TrainerFault::Remote {

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::aliases::Aliases;
 use super::read_at::ReadAt;
+use crate::platform::Mark;
 use crate::{DType, Error, Result};
 
 /// One step from the root object of a file towards a tensor or a value.
@@ -165,25 +166,23 @@ pub struct SourceFile {
 /// Which file it is, how long, and when it was changed last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
-    device: u64,
-    inode: u64,
+    mark: Mark,
     n_bytes: u64,
-    /// Seconds and nanoseconds: of the content, then of the file's own record.
-    changed: [(i64, i64); 2],
 }
 
 impl Stamp {
-    /// Of a file as the system describes it.
-    pub(crate) fn new(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            n_bytes: metadata.size(),
-            changed: [
-                (metadata.mtime(), metadata.mtime_nsec()),
-                (metadata.ctime(), metadata.ctime_nsec()),
-            ],
-        }
+    /// Of an open file, with the system's description of it.
+    pub(crate) fn of_file(file: &File, metadata: &Metadata) -> io::Result<Self> {
+        Ok(Self {
+            mark: Mark::of_file(file, metadata)?,
+            n_bytes: metadata.len(),
+        })
+    }
+
+    /// Of the file at a place.
+    fn of_path(path: &Path) -> io::Result<Self> {
+        let (mark, n_bytes) = Mark::of_path(path)?;
+        Ok(Self { mark, n_bytes })
     }
 }
 
@@ -211,12 +210,12 @@ impl SourceFile {
 
     /// Of a file of this machine that is going to be opened; `None` if the system does not show it.
     pub(crate) fn seen(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
+        let stamp = Stamp::of_path(path).ok()?;
         Some(Self {
             path: path.into(),
-            n_bytes: metadata.size(),
+            n_bytes: stamp.n_bytes,
             etag: None,
-            stamp: Some(Stamp::new(&metadata)),
+            stamp: Some(stamp),
         })
     }
 
@@ -228,8 +227,8 @@ impl SourceFile {
         let Some(stamp) = self.stamp else {
             return Ok(());
         };
-        match std::fs::metadata(&self.path) {
-            Ok(metadata) if Stamp::new(&metadata) == stamp => Ok(()),
+        match Stamp::of_path(&self.path) {
+            Ok(now) if now == stamp => Ok(()),
             _ => Err(Error::InputChanged {
                 path: self.path.clone(),
             }),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use evaluate::datasets::DatasetSpec;
@@ -154,7 +153,7 @@ fn of_file(path: &Path) -> Result<String> {
     let mut hash = Hash::default();
     let mut add = |from: u64, n: u64| {
         let mut bytes = vec![0; n.min(n_bytes.saturating_sub(from)) as usize];
-        file.read_exact_at(&mut bytes, from).map_err(failed)?;
+        merge::platform::read_exact_at(&file, &mut bytes, from).map_err(failed)?;
         hash.add(&bytes);
         Ok::<(), Error>(())
     };

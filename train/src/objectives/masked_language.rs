@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use evaluate::batch::Pair;
+use evaluate::crossing;
 use evaluate::models::{Head, Streams};
 use evaluate::nn::Guessed;
 
@@ -101,7 +102,8 @@ pub(super) fn guess(
             measures: vec![(measure, 0.0, 0.0)],
         });
     }
-    let places = Tensor::new(places, hidden.device())?;
+    let n_places = places.len();
+    let places = crossing::to_device(places.to_vec(), n_places, hidden.device())?;
     let rows = hidden.contiguous()?.index_select(&places, 0)?; // (m, d)
     let Guessed { mean, n_right } = head(&rows, labels)?;
     let value = (mean * (n as f64 * share))?;

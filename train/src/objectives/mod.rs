@@ -67,6 +67,7 @@ pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
 use candle_core::Tensor;
+use evaluate::crossing;
 use evaluate::models::Streams;
 
 use crate::Result;
@@ -88,11 +89,9 @@ impl Loss {
     /// A loss that is a mean over this rank's examples, of which every rank has as many.
     fn mean(value: Tensor, measures: Vec<(&'static str, f64, f64)>) -> Result<Self> {
         Ok(Self {
-            reported: f64::from(
-                value
-                    .to_dtype(candle_core::DType::F32)?
-                    .to_scalar::<f32>()?,
-            ),
+            reported: f64::from(crossing::number::<f32>(
+                &value.to_dtype(candle_core::DType::F32)?,
+            )?),
             value,
             measures,
         })

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use evaluate::batch::{Images, Pair};
+use evaluate::crossing;
 use evaluate::models::{Head, Streams};
 use evaluate::nn::{cross_entropy, n_right};
 
@@ -56,7 +57,8 @@ impl Objective for RandomMatching {
             .map(|(at, &label)| (if label == 1 { at } else { n + at }) as u32)
             .collect();
         let both = Images::new(Tensor::cat(&[own, other], 0)?);
-        let images = both.select(&Tensor::new(rows, own.device())?)?;
+        let n_rows = rows.len();
+        let images = both.select(&crossing::to_device(rows, n_rows, own.device())?)?;
         let ways = step.ways("random_itm");
         let pass = step.pass(&ways);
         let pair = Pair::new(step.text()?, &images);
