@@ -180,7 +180,9 @@ impl Error {
                 Some("give a larger --max-shard-size".into())
             }
             Self::Write(WriteFault::UnknownOutput { .. }) => {
-                Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
+                Some(
+                    "end it in .safetensors, .pt, .pth, .bin or .ckpt; only verbs with --container take other names".into(),
+                )
             }
             Self::Torch(TorchFault::UnsafePickle { .. }) => Some(
                 "nothing was run; do not load this file with torch.load(weights_only=False)".into(),

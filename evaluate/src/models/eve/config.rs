@@ -166,6 +166,7 @@ impl Config {
                     vocabulary,
                     rule: TextRule::Cleaned,
                     padding_id: None,
+                    ends_at_largest: false,
                 },
             },
         })

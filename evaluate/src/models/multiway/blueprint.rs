@@ -74,6 +74,7 @@ impl Config {
                 vocabulary: self.vocabulary,
                 rule: TextRule::Verbatim,
                 padding_id: None,
+                ends_at_largest: false,
             },
         }
     }
