@@ -69,6 +69,11 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    /// Whether both are of one file, changed or not.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
     /// Of an open file, with its description.
     pub(crate) fn of_file(_file: &File, metadata: &Metadata) -> io::Result<Self> {
         Ok(Self::of(metadata))

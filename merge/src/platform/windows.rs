@@ -102,6 +102,11 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    /// Whether both are of one file, changed or not.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.volume, self.index) == (other.volume, other.index)
+    }
+
     /// Of an open file, with its description.
     pub(crate) fn of_file(file: &File, _metadata: &Metadata) -> io::Result<Self> {
         Ok(Self::of(&file::information(file)?))
