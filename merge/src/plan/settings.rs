@@ -159,6 +159,12 @@ impl Settings {
                 ));
             }
         }
+        let n = notes.len();
+        if n > MAX_IDLE_CASES {
+            notes.truncate(MAX_IDLE_CASES);
+            let others = n - MAX_IDLE_CASES;
+            notes.push(format!("{others} more cases decide for no tensor"));
+        }
         notes
     }
 
@@ -346,6 +352,9 @@ pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Rege
         .into()
     })
 }
+
+/// Cases without effect that are noted one by one.
+const MAX_IDLE_CASES: usize = 10;
 
 /// Messages show patterns up to this many characters.
 const SHOWN_CHARS: usize = 200;
