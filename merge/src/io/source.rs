@@ -189,8 +189,10 @@ impl Stamp {
 impl SourceFile {
     /// Whether both are one file of this machine, whatever it is called.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
-        let place = |file: &Self| file.stamp.map(|stamp| stamp.mark.place());
-        place(self).is_some() && place(self) == place(other)
+        match (&self.stamp, &other.stamp) {
+            (Some(one), Some(other)) => one.mark.is_same_file(&other.mark),
+            _ => false,
+        }
     }
 
     /// A file that is known by place and size alone, such as one that is named but was not opened.

@@ -308,9 +308,13 @@ pub(super) fn kept_layers(
         if recipe.on_missing == OnMissing::Error || n_after == n_before || is_set(&prefix) {
             continue;
         }
+        let config = config_of(donor)?;
+        if layers::says(&config, &prefix, n_after) {
+            continue;
+        }
         let mut layers = Layers {
             before: vec![n_before],
-            configs: vec![config_of(donor)?],
+            configs: vec![config],
             ..Layers::default()
         };
         let mut places = vec![donor];
@@ -388,7 +392,7 @@ pub(super) fn check_configs(recipe: &MergeRecipe, opener: &Opener) -> Result<()>
         .collect();
     let Some(first) = config_of(&donor)? else {
         for other in &others {
-            if config_of(other)?.is_some() {
+            if matches!(config_of(other), Ok(Some(_))) {
                 opener.note(&[format!(
                     "{} has no config.json, so a folder as output gets none; {} has one: name it first, or as `base_model`",
                     donor.name(),
@@ -400,7 +404,8 @@ pub(super) fn check_configs(recipe: &MergeRecipe, opener: &Opener) -> Result<()>
         return Ok(());
     };
     for other in &others {
-        let Some(config) = config_of(other)? else {
+        // The output has nothing of a configuration that is broken.
+        let Ok(Some(config)) = config_of(other) else {
             continue;
         };
         let found = differences::between(&first, &config);

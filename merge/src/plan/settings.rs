@@ -95,7 +95,7 @@ impl Settings {
             if let (Some(_), Some(case)) = (self.spec(name), behind.next()) {
                 let case = match case.patterns() {
                     patterns if patterns.is_empty() => "another case".to_owned(),
-                    patterns => format!("the case `{patterns}`"),
+                    patterns => format!("the case `{}`", shown(&patterns)),
                 };
                 return Err(MergeFault::NoEffect {
                     key: name.clone(),
@@ -154,9 +154,16 @@ impl Settings {
                 };
                 notes.push(format!(
                     "`{name}`: the case `{}` decides for no tensor{}{hint}",
-                    case_key.1, located.place
+                    shown(&case_key.1),
+                    located.place
                 ));
             }
+        }
+        let n = notes.len();
+        if n > MAX_IDLE_CASES {
+            notes.truncate(MAX_IDLE_CASES);
+            let others = n - MAX_IDLE_CASES;
+            notes.push(format!("{others} more cases decide for no tensor"));
         }
         notes
     }
@@ -353,7 +360,7 @@ fn of_other_methods(name: &str) -> Option<&'static str> {
 pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Regex> {
     bounded(pattern).map_err(|error| {
         MergeFault::BadPattern {
-            pattern: written.chars().take(SHOWN_CHARS).collect(),
+            pattern: shown(written),
             reason: error.to_string(),
             place,
         }
@@ -361,8 +368,16 @@ pub(super) fn compile(pattern: &str, written: &str, place: Place) -> Result<Rege
     })
 }
 
+/// Cases without effect that are noted one by one.
+const MAX_IDLE_CASES: usize = 10;
+
 /// Messages show patterns up to this many characters.
 const SHOWN_CHARS: usize = 200;
+
+/// The beginning of a pattern, for messages.
+pub(super) fn shown(pattern: &str) -> String {
+    pattern.chars().take(SHOWN_CHARS).collect()
+}
 
 /// The longest pattern: names have some hundred bytes.
 const MAX_PATTERN_BYTES: usize = 4096;

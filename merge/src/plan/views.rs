@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::settings::compile;
+use super::settings::{compile, shown};
 use crate::io::{Aliases, Renamed, TensorEntry};
 use crate::lora::Renames;
 use crate::recipe::{ModelRef, Place, Rename};
@@ -49,7 +49,7 @@ fn check_hits(checkpoint: &Checkpoint, model: &ModelRef, renames: &Renames) -> R
     for (rename, rule) in model.rename.iter().zip(renames) {
         if !names.iter().any(|name| rule.0.is_match(name)) {
             return Err(MergeFault::NoEffect {
-                key: format!("rename: from: {}", rename.from),
+                key: format!("rename: from: {}", shown(&rename.from)),
                 why: match names.first() {
                     Some(first) => {
                         format!("it fits no tensor's name of {}, as `{first}`", model.name())

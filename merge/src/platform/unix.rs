@@ -69,6 +69,11 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    /// Whether both are of one file, changed or not.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
     /// Of an open file, with its description.
     pub(crate) fn of_file(_file: &File, metadata: &Metadata) -> io::Result<Self> {
         Ok(Self::of(metadata))
@@ -78,11 +83,6 @@ impl Mark {
     pub(crate) fn of_path(path: &Path) -> io::Result<(Self, u64)> {
         let metadata = std::fs::metadata(path)?;
         Ok((Self::of(&metadata), metadata.size()))
-    }
-
-    /// Which file it is, whatever it is called.
-    pub(crate) fn place(self) -> (u64, u64) {
-        (self.device, self.inode)
     }
 
     fn of(metadata: &Metadata) -> Self {

@@ -102,6 +102,11 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    /// Whether both are of one file, changed or not.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.volume, self.index) == (other.volume, other.index)
+    }
+
     /// Of an open file, with its description.
     pub(crate) fn of_file(file: &File, _metadata: &Metadata) -> io::Result<Self> {
         Ok(Self::of(&file::information(file)?))
@@ -111,11 +116,6 @@ impl Mark {
     pub(crate) fn of_path(path: &Path) -> io::Result<(Self, u64)> {
         let found = file::information(&File::open(path)?)?;
         Ok((Self::of(&found), found.file_size()))
-    }
-
-    /// Which file it is, whatever it is called.
-    pub(crate) fn place(self) -> (u64, u64) {
-        (self.volume, self.index)
     }
 
     fn of(found: &file::Information) -> Self {
