@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::class_texts::ClassTexts;
+use super::facts::FileFacts;
 use super::left_out::Omission;
 use super::packed::{CLASS_NAMES, Packed, note};
 use super::pictures::is_inside;
