@@ -39,8 +39,6 @@ pub enum Command {
     Synth(commands::synth::Args),
     /// Measure distances between two checkpoints, or between the experts of one
     Distance(commands::distance::Args),
-    /// Learn the coefficients of task vectors from pictures without labels: AdaMerging
-    Adamerging(commands::adamerging::Args),
     /// Compare fine-tuned models with their base, and rank merge methods by the measurements
     Advise(commands::advise::Args),
     /// Merge experts by ratio
@@ -49,9 +47,6 @@ pub enum Command {
     Arithmetic(commands::arithmetic::Args),
     /// Merge experts by RegMean from gram matrices
     Regmean(commands::regmean::Args),
-    /// Sum gram matrices block after block, above blocks that are merged already: RegMean++
-    #[command(alias = "regmean++")]
-    Regmeanpp(commands::regmeanpp::Args),
     /// Print the recipe of a merged checkpoint
     Recipe(commands::recipe::Args),
     /// Run a merge recipe
@@ -66,6 +61,24 @@ pub enum Command {
     Verify(commands::verify::Args),
     /// Make a low-rank adapter from a model and its fine-tuned version
     ExtractLora(commands::extract_lora::Args),
+    /// Print the completion of verbs and flags for a shell
+    Completions(commands::completions::Args),
+    /// Write manual pages
+    Man(commands::man::Args),
+    #[cfg(feature = "models")]
+    #[command(flatten)]
+    OfModels(OfModels),
+}
+
+/// The verbs that a build without models leaves out.
+#[cfg(feature = "models")]
+#[derive(Debug, Subcommand)]
+pub enum OfModels {
+    /// Learn the coefficients of task vectors from pictures without labels: AdaMerging
+    Adamerging(commands::adamerging::Args),
+    /// Sum gram matrices block after block, above blocks that are merged already: RegMean++
+    #[command(alias = "regmean++")]
+    Regmeanpp(commands::regmeanpp::Args),
     /// Build arrow files from public downloads, and count their contents
     Data(commands::data::Args),
     /// Run a model on given tensors and write every output, to compare it with another program
@@ -102,10 +115,6 @@ pub enum Command {
     Card(commands::card::Args),
     /// Show results as a page or table: HTML, Markdown, CSV or LaTeX
     Report(commands::report::Args),
-    /// Print the completion of verbs and flags for a shell
-    Completions(commands::completions::Args),
-    /// Write manual pages
-    Man(commands::man::Args),
     /// Run a program for a search, and end it when the search is gone
     #[command(hide = true)]
     Watch(commands::watch::Args),
@@ -121,18 +130,31 @@ impl Command {
             Self::Expand(args) => commands::expand::run(args, output),
             Self::Synth(args) => commands::synth::run(args, output),
             Self::Distance(args) => commands::distance::run(args, output),
-            Self::Adamerging(args) => commands::adamerging::run(args, output),
             Self::Advise(args) => commands::advise::run(args, output),
             Self::Interpolate(args) => commands::interpolate::run(args, output),
             Self::Arithmetic(args) => commands::arithmetic::run(args, output),
             Self::Regmean(args) => commands::regmean::run(args, output),
-            Self::Regmeanpp(args) => commands::regmeanpp::run(args, output),
             Self::Recipe(args) => commands::recipe::run(&args, output),
             Self::Merge(args) => commands::merge::run(args, output),
             Self::Moe(args) => commands::moe::run(args, output),
             Self::Transplant(args) => commands::transplant::run(args, output),
             Self::Task(args) => commands::task::run(args, output),
             Self::ExtractLora(args) => commands::extract_lora::run(&args, output),
+            Self::Verify(args) => commands::verify::run(&args, output),
+            Self::Completions(args) => commands::completions::run(&args, output),
+            Self::Man(args) => commands::man::run(&args, output),
+            #[cfg(feature = "models")]
+            Self::OfModels(verb) => verb.run(output),
+        }
+    }
+}
+
+#[cfg(feature = "models")]
+impl OfModels {
+    fn run(self, output: &Output) -> Result<ExitCode> {
+        match self {
+            Self::Adamerging(args) => commands::adamerging::run(args, output),
+            Self::Regmeanpp(args) => commands::regmeanpp::run(args, output),
             Self::Data(args) => commands::data::run(args, output),
             Self::Forward(args) => commands::forward::run(args, output),
             Self::Gram(args) => commands::gram::run(args, output),
@@ -151,9 +173,6 @@ impl Command {
             Self::Score(args) => commands::score::run(args, output),
             Self::Report(args) => commands::report::run(args, output),
             Self::Card(args) => commands::card::run(&args, output),
-            Self::Verify(args) => commands::verify::run(&args, output),
-            Self::Completions(args) => commands::completions::run(&args, output),
-            Self::Man(args) => commands::man::run(&args, output),
             Self::Watch(args) => commands::watch::run(&args),
         }
     }

@@ -3,8 +3,11 @@
 use std::fmt::Write;
 
 use clap::Command;
+use clap::error::{ContextKind, ContextValue};
 
-/// Each group and its verbs, in the order of the list.
+use crate::output::UsageError;
+
+/// Each group and its verbs, in the order of the list. A build without models has fewer.
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Look",
@@ -66,19 +69,36 @@ pub fn grouped(command: Command) -> Command {
 }
 
 fn list(command: &Command) -> String {
-    let verbs = GROUPS.iter().flat_map(|(_, verbs)| *verbs);
-    let width = verbs.map(|verb| verb.len()).max().unwrap_or_default();
+    let found = |verb: &&str| command.find_subcommand(verb);
+    let verbs = || GROUPS.iter().flat_map(|(_, verbs)| *verbs);
+    let width = verbs().filter(|verb| found(verb).is_some());
+    let width = width.map(|verb| verb.len()).max().unwrap_or_default();
     let mut text = String::new();
     for (group, verbs) in GROUPS {
+        let found: Vec<&Command> = verbs.iter().filter_map(|verb| found(&verb)).collect();
+        if found.is_empty() {
+            continue;
+        }
         // Writing to a string does not fail.
         let _ = writeln!(text, "\n{group}:");
-        for verb in *verbs {
-            let about = command.find_subcommand(verb).and_then(Command::get_about);
-            let about = about.map(ToString::to_string).unwrap_or_default();
-            let _ = writeln!(text, "  {verb:width$}  {about}");
+        for verb in found {
+            let about = verb.get_about().map(ToString::to_string);
+            let about = about.unwrap_or_default();
+            let _ = writeln!(text, "  {:width$}  {about}", verb.get_name());
         }
     }
     text
+}
+
+/// The error for a verb of the table that `command` lacks; `None` if `error` is about anything else.
+pub fn left_out(command: &Command, error: &clap::Error) -> Option<UsageError> {
+    let Some(ContextValue::String(asked)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let mut verbs = GROUPS.iter().flat_map(|(_, verbs)| *verbs);
+    let verb = verbs.find(|verb| *verb == asked)?;
+    let is_there = command.find_subcommand(verb).is_some();
+    (!is_there).then(|| UsageError::no_models(&format!("`vlmerge {verb}`")))
 }
 
 #[cfg(test)]
@@ -92,11 +112,9 @@ mod tests {
         let command = crate::cli::Cli::command();
         let seen = command.get_subcommands().filter(|verb| !verb.is_hide_set());
         let mut seen: Vec<&str> = seen.map(Command::get_name).collect();
-        let mut grouped: Vec<&str> = GROUPS
-            .iter()
-            .flat_map(|(_, verbs)| *verbs)
-            .copied()
-            .collect();
+        let grouped = GROUPS.iter().flat_map(|(_, verbs)| *verbs).copied();
+        let is_built = |verb: &&str| cfg!(feature = "models") || seen.contains(verb);
+        let mut grouped: Vec<&str> = grouped.filter(is_built).collect();
         seen.sort_unstable();
         grouped.sort_unstable();
         assert_eq!(grouped, seen);
@@ -112,8 +130,30 @@ mod tests {
                 .unwrap_or_else(|| panic!("no {text} in {help}"))
         };
         assert!(at("Look:\n  inspect") < at("Merge:\n  merge"));
-        assert!(at("Train:\n  pretrain") < at("Options:\n"));
+        assert!(at("Shell:\n  completions") < at("Options:\n"));
         assert!(at("Options:\n") < at("--threads"));
         assert!(!help.contains("Commands:"), "{help}");
+        let has_training = help.contains("\nTrain:\n  pretrain");
+        assert_eq!(has_training, cfg!(feature = "models"), "{help}");
+    }
+
+    #[test]
+    fn a_build_without_a_verb_names_it_and_does_not_list_it() {
+        let small = || Command::new("vlmerge").subcommand(Command::new("inspect"));
+        let help = grouped(small()).render_help().to_string();
+        assert!(help.contains("\nLook:\n  inspect"), "{help}");
+        assert!(
+            !help.contains("evaluate") && !help.contains("Train:"),
+            "{help}"
+        );
+        let said = |words: [&str; 2]| {
+            let mut command = small().subcommand_required(true);
+            let error = command.try_get_matches_from_mut(words);
+            left_out(&command, &error.expect_err("no such verb")).map(|error| error.0)
+        };
+        let missing = said(["vlmerge", "evaluate"]).expect("a verb of the table");
+        assert!(missing.contains("`vlmerge evaluate`"), "{missing}");
+        assert!(missing.contains("has no models"), "{missing}");
+        assert_eq!(said(["vlmerge", "evalute"]), None);
     }
 }

@@ -7,16 +7,26 @@ mod cli;
 mod commands;
 mod groups;
 mod key_tree;
+#[cfg(feature = "models")]
 mod measuring;
 mod names;
 mod output;
 mod plan_view;
+#[cfg(feature = "models")]
+mod processes;
+mod prompts;
+#[cfg(feature = "models")]
 mod ranks;
+#[cfg(feature = "models")]
 mod result_table;
+#[cfg(feature = "models")]
 mod search;
+#[cfg(feature = "models")]
 mod study;
 mod table;
+#[cfg(feature = "models")]
 mod target;
+#[cfg(feature = "models")]
 mod training;
 mod transplant_view;
 
@@ -30,14 +40,23 @@ use clap::{CommandFactory, FromArgMatches};
 static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "models")]
     study::end_with_parent();
-    let matches = groups::grouped(cli::Cli::command()).get_matches();
+    let mut command = groups::grouped(cli::Cli::command());
+    let matches = match command.try_get_matches_from_mut(std::env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) => match groups::left_out(&command, &error) {
+            Some(missing) => return output::report(&missing.into()),
+            None => error.exit(),
+        },
+    };
     let cli = cli::Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let output = match output::Output::new(&cli.global) {
         Ok(output) => output,
         Err(error) => return output::report(&error),
     };
     let done = cli.command.run(&output);
+    #[cfg(feature = "models")]
     study::note_cost();
     let fetched = output::fetched_bytes();
     if fetched > 0 {

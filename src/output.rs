@@ -26,6 +26,15 @@ const INTERRUPTED: i32 = 130;
 #[error("{0}")]
 pub struct UsageError(pub String);
 
+impl UsageError {
+    /// The error of a build without models where `what` comes with them.
+    pub fn no_models(what: &str) -> Self {
+        Self(format!(
+            "this build has no models, and {what} comes with them; `cargo install --path .` builds vlmerge with models"
+        ))
+    }
+}
+
 /// The reader of stdout has closed it, as `head` does when it has enough: no fault, and nothing to report.
 #[derive(Debug, thiserror::Error)]
 #[error("the reader of stdout has closed it")]
@@ -49,7 +58,7 @@ impl Output {
         }
         let threads = global.threads.map(|threads| threads.min(most_threads()));
         if let Some(threads) = threads {
-            restart_with(threads)?;
+            of_models::restart_with(threads)?;
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build_global()
@@ -139,32 +148,6 @@ fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> Result<()
 fn most_threads() -> usize {
     let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (4 * n_cores).max(16)
-}
-
-/// candle asks the environment alone how many threads its own pool has, so the program starts once more with the number there.
-#[cfg(unix)]
-fn restart_with(threads: usize) -> Result<()> {
-    use std::os::unix::process::CommandExt;
-
-    const NUMBER: &str = "RAYON_NUM_THREADS";
-    let number = threads.to_string();
-    if std::env::var_os(NUMBER).is_some_and(|given| given == number.as_str()) {
-        return Ok(());
-    }
-    let program = std::env::current_exe().context("cannot find the program itself")?;
-    let mut words = std::env::args_os();
-    let mut command = std::process::Command::new(program);
-    if let Some(name) = words.next() {
-        command.arg0(name);
-    }
-    let fault = command.args(words).env(NUMBER, number).exec();
-    Err(fault).context("cannot start the program again with this number of threads")
-}
-
-/// Only Unix can put a program in its own place; elsewhere candle's pool has a thread for each core.
-#[cfg(not(unix))]
-fn restart_with(_threads: usize) -> Result<()> {
-    Ok(())
 }
 
 /// Applies the flags for remote files.
@@ -281,14 +264,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     }
     let is_usage = error
         .downcast_ref::<merge::Error>()
-        .is_some_and(merge::Error::is_usage)
-        || error
-            .downcast_ref::<evaluate::Error>()
-            .is_some_and(evaluate::Error::is_usage)
-        || error
-            .downcast_ref::<train::Error>()
-            .is_some_and(train::Error::is_usage);
-    if is_usage {
+        .is_some_and(merge::Error::is_usage);
+    if is_usage || of_models::is_usage(error) {
         return ExitCode::from(2);
     }
     ExitCode::FAILURE
@@ -310,13 +287,61 @@ pub fn message(error: &anyhow::Error) -> String {
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         let of_merge = cause.downcast_ref::<merge::Error>();
-        let of_evaluate = cause.downcast_ref::<evaluate::Error>();
-        let of_train = cause.downcast_ref::<train::Error>();
         of_merge
             .and_then(merge::Error::hint)
-            .or_else(|| of_evaluate?.hint())
-            .or_else(|| of_train?.hint())
+            .or_else(|| of_models::hint(cause))
     })
+}
+
+/// What the crates of models need, and their errors.
+#[cfg(feature = "models")]
+mod of_models {
+    use std::error::Error;
+
+    use crate::processes;
+
+    /// candle asks the environment alone how many threads its own pool has, so the program starts once more with the number there.
+    pub fn restart_with(threads: usize) -> anyhow::Result<()> {
+        const NUMBER: &str = "RAYON_NUM_THREADS";
+        let number = threads.to_string();
+        match std::env::var_os(NUMBER).is_some_and(|given| given == number.as_str()) {
+            true => Ok(()),
+            false => processes::start_again(NUMBER, &number),
+        }
+    }
+
+    /// Whether the user asked for something wrong.
+    pub fn is_usage(error: &anyhow::Error) -> bool {
+        let of_evaluate = error.downcast_ref::<evaluate::Error>();
+        let of_train = error.downcast_ref::<train::Error>();
+        of_evaluate.is_some_and(evaluate::Error::is_usage)
+            || of_train.is_some_and(train::Error::is_usage)
+    }
+
+    /// The next step for the user.
+    pub fn hint(cause: &(dyn Error + 'static)) -> Option<String> {
+        let of_evaluate = cause.downcast_ref::<evaluate::Error>();
+        let of_train = cause.downcast_ref::<train::Error>();
+        (of_evaluate.and_then(evaluate::Error::hint)).or_else(|| of_train?.hint())
+    }
+}
+
+/// Without models nothing needs that, and there are no such errors.
+#[cfg(not(feature = "models"))]
+mod of_models {
+    use std::error::Error;
+
+    pub fn restart_with(_: usize) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    pub fn is_usage(_: &anyhow::Error) -> bool {
+        false
+    }
+
+    pub fn hint(_: &(dyn Error + 'static)) -> Option<String> {
+        None
+    }
 }
 
 /// A number of bytes for people, e.g. `437.2 MB`.

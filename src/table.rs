@@ -84,8 +84,6 @@ pub fn significant(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use evaluate::reports::grouped;
-
     use super::*;
 
     #[test]
@@ -131,7 +129,5 @@ mod tests {
         ] {
             assert_eq!(significant(value), text);
         }
-        assert_eq!(grouped(7), "7");
-        assert_eq!(grouped(1_234_567), "1,234,567");
     }
 }

@@ -13,6 +13,7 @@ use evaluate::reports::CheckpointRecord;
 use merge::beside::text_beside;
 use merge::execute::RunOptions;
 use merge::io::SourceFile;
+use merge::layouts::ModelRecord;
 use merge::provenance::{HashKind, Hashes, InputFile, Provenance};
 use merge::remote::address::is_address;
 use merge::{Checkpoint, MergeRecipe, layouts};
@@ -54,6 +55,8 @@ impl Target {
         let (files, recipe) = (source.files(), source.recipe());
         let inputs = Provenance::new(String::new(), &files);
         let inputs = inputs.with_hashes(hashes.of(&files, HashKind::default(), output)?);
+        // It is merged without hashes.
+        source.check(&inputs, hashes, output)?;
         Ok(Found {
             source,
             settings: settings_beside(&files)?,
@@ -162,6 +165,16 @@ impl Opened {
         device: &Device,
         output: &Output,
     ) -> Result<Box<dyn Model>> {
+        Ok(self.load_with_record(args, device, output)?.0)
+    }
+
+    /// As [`load`](Self::load), with the facts about the model that its weights do not tell, wherever they come from.
+    pub fn load_with_record(
+        &self,
+        args: &LoadArgs,
+        device: &Device,
+        output: &Output,
+    ) -> Result<(Box<dyn Model>, ModelRecord)> {
         let checkpoint = Arc::clone(&self.checkpoint);
         let dtype = args.precision.dtype();
         let files = checkpoint.info().files.clone();
@@ -175,7 +188,7 @@ impl Opened {
                 "{n} tensors are no part of the model; the first is `{first}`"
             ));
         }
-        Ok(opened.model)
+        Ok((opened.model, opened.blueprint.record()))
     }
 }
 

@@ -108,6 +108,10 @@ fn dry_run(plan: &TrainPlan, output: &Output) -> Result<()> {
         memory.n_parameters,
         megabytes(4 * memory.n_parameters)
     ))?;
+    if memory.computing_bytes > 0 {
+        let copy = megabytes(memory.computing_bytes);
+        output.line(format!("their copy that the model computes with: {copy}"))?;
+    }
     output.line(format!("gradients: {}", megabytes(memory.gradient_bytes)))?;
     output.line(format!(
         "optimizer of this rank: {}",

@@ -213,3 +213,19 @@ fn every_fault_is_named_with_its_line_and_its_tensor() {
         assert!(!out.exists(), "{yaml}");
     }
 }
+
+#[test]
+fn a_folder_is_no_recipe_and_the_error_says_the_two_forms() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("out.safetensors");
+    let said = vlmerge(&[
+        "merge",
+        folder.path().to_str().expect("UTF-8"),
+        "--out",
+        out.to_str().expect("UTF-8"),
+    ]);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    for part in ["this is a folder", "`MODEL+ADAPTER`"] {
+        assert!(said.stderr.contains(part), "no {part} in {}", said.stderr);
+    }
+}

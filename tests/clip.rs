@@ -309,3 +309,47 @@ fn the_pooling_head_of_a_siglip_is_merged_by_the_closed_form_and_a_missing_matri
     assert_eq!(said.code, Some(1));
     assert!(said.stderr.contains(KV), "{}", said.stderr);
 }
+
+#[test]
+fn a_task_whose_published_recipe_is_of_another_family_names_a_recipe_of_this_one() {
+    let folder = TempDir::new().expect("a folder");
+    synth(&folder, "clip.safetensors", "");
+    let line = format!(
+        "finetune --task retrieval --init {{}}/clip.safetensors --data fixtures/arrow --tokenizer {TOKENIZER} --out {{}}/run \
+         --set model.image_size=32"
+    );
+    let said = run(&line, &folder);
+    assert_eq!(said.code, Some(2), "{}", said.stderr);
+    for words in [
+        "`drop_path` means nothing to models of the family clip",
+        "the published recipe that --task retrieval stands for sets it",
+        "--recipe, such as docs/recipes/train/clip_itc.yaml",
+    ] {
+        assert!(said.stderr.contains(words), "no {words}: {}", said.stderr);
+    }
+    // A setting that the user gives is the user's.
+    let said = run(&format!("{line} --set drop_path=0.2"), &folder);
+    assert!(said.stderr.contains("leave it out"), "{}", said.stderr);
+}
+
+#[test]
+fn a_gram_file_of_another_ending_comes_with_a_hint_that_the_verb_can_follow() {
+    let folder = TempDir::new().expect("a folder");
+    synth(&folder, "clip.safetensors", "");
+    let line = format!(
+        "gram --checkpoint {{}}/clip.safetensors --task retrieval --data fixtures/arrow --dataset coco --split test \
+         --tokenizer {TOKENIZER} --out {{}}/x.st"
+    );
+    let said = run(&line, &folder);
+    assert_ne!(said.code, Some(0));
+    assert!(
+        said.stderr.contains("end it in .safetensors"),
+        "{}",
+        said.stderr
+    );
+    assert!(
+        !said.stderr.contains("name the container"),
+        "{}",
+        said.stderr
+    );
+}

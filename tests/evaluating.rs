@@ -170,7 +170,13 @@ fn grams_of_real_pictures_merge_a_model_that_is_measured_and_shown() {
     assert_eq!((kept(), &first[0].1), (2, &found[1].1));
     let again = numbers(&ok(&run(&["evaluate", &merged], &cached)).json());
     assert_eq!((kept(), again), (2, first));
-    cached.extend(["--fusion-start".into(), "9".into()]);
+    let mut contradicting = cached.clone();
+    contradicting.extend(["--fusion-start".into(), "9".into()]);
+    let said = run(&["evaluate", &merged], &contradicting);
+    assert_ne!(said.code, Some(0));
+    let expected = "`fusion_start` is 10 by the file's own record, but 9 was asked for";
+    assert!(said.stderr.contains(expected), "{}", said.stderr);
+    cached.extend(["--shallow-attention".into(), "joint".into()]);
     ok(&run(&["evaluate", &merged], &cached));
     assert_eq!(kept(), 4);
     // The journal is gone, and the report is not overwritten unasked.
@@ -443,6 +449,104 @@ fn grams_of_parts_add_up_to_those_of_the_whole() {
         assert_eq!(said.code, Some(1));
         assert!(said.stderr.contains(fault), "{}", said.stderr);
     }
+}
+
+#[test]
+fn parts_by_other_flags_do_not_add_up() {
+    let data = Data::build(&["coco"]);
+    let flags = data.flags("retrieval", "val");
+    let model = data.path("model.ckpt");
+    std::fs::copy(SPECIFIC, &model).expect("copied");
+    let gram = |name: &str, own: &[&str]| {
+        let out = data.path(name);
+        let arguments = ["gram", "--checkpoint", &model, "--out", &out];
+        ok(&run(&[&arguments[..], own].concat(), &flags));
+        out
+    };
+    let sum = data.path("sum.safetensors");
+    let add = |files: [&str; 2], more: &[&str]| {
+        vlmerge(&[&["gram", "add"], &files[..], &["--out", &sum], more].concat())
+    };
+    let half = ["--shard", "2/2"];
+    let first = gram("1.safetensors", &["--shard", "1/2", "--batch-size", "3"]);
+    let own = ["--batch-size", "3"];
+    for (name, other, fault) in [
+        (
+            "batch",
+            &["--batch-size", "2"][..],
+            "--batch-size is 2, and 3 before",
+        ),
+        (
+            "limit",
+            &["--limit", "4"],
+            "--limit is 4, and not given before",
+        ),
+        (
+            "shared",
+            &["--shared"],
+            "--shared is true, and false before",
+        ),
+    ] {
+        let own = if name == "batch" { &[][..] } else { &own[..] };
+        let second = gram(
+            &format!("{name}.safetensors"),
+            &[&half[..], own, other].concat(),
+        );
+        let said = add([&first, &second], &[]);
+        assert_eq!(said.code, Some(1), "{name}");
+        assert!(said.stderr.contains(fault), "{name}: {}", said.stderr);
+        assert!(!Path::new(&sum).exists());
+    }
+    let second = gram("2.safetensors", &[&half[..], &own].concat());
+    let said = ok(&add([&first, &second], &[])).stderr.clone();
+    assert!(!said.contains("an earlier build"), "{said}");
+    // The sum is a file as that of one run.
+    let whole = gram("whole.safetensors", &own);
+    let record = |path: &str| {
+        let file = merge::io::open(Path::new(path), &merge::io::OpenOptions::default());
+        let store = merge::gram::GramStore::new(file.expect("it opens").into());
+        store.expect("gram matrices").record().expect("a record")
+    };
+    assert_eq!(record(&sum), record(&whole));
+    // Parts of an earlier build lack the settings of their run.
+    let old = data.path("old.safetensors");
+    let file = merge::io::open(Path::new(&second), &merge::io::OpenOptions::default());
+    let store = merge::gram::GramStore::new(file.expect("it opens").into()).expect("matrices");
+    let keys = store.checkpoint().tensors().map(|(key, _)| key.to_owned());
+    let grams = keys.map(|key| {
+        let gram = store.sum(&key).expect("it reads");
+        (key, gram)
+    });
+    let bare = merge::gram::GramRecord {
+        reading: None,
+        parted_by: BTreeMap::new(),
+        ..store.record().expect("a record")
+    };
+    let write = merge::io::WriteOptions::new(&old);
+    let silent = merge::progress::Silent;
+    merge::gram::write(&grams.collect(), &bare, false, &write, &silent).expect("written");
+    let said = ok(&add([&first, &old], &["--force"])).stderr.clone();
+    assert!(said.contains("old.safetensors: an earlier build"), "{said}");
+    assert_eq!(record(&sum).shards, []);
+    // A part alone merges nothing.
+    let out = data.path("merged.safetensors");
+    let said = vlmerge(&[
+        "regmean",
+        &model,
+        "--grams",
+        &first,
+        "--for",
+        "retrieval",
+        "--out",
+        &out,
+    ]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.stderr.contains("part 2/2 is missing"),
+        "{}",
+        said.stderr
+    );
+    assert!(said.stderr.contains("vlmerge gram add"), "{}", said.stderr);
 }
 
 /// Runs a command with `--out` whole, and again killed after its first result: what it goes on to

@@ -203,8 +203,36 @@ fn experts_that_do_not_fit_and_texts_of_another_length_are_refused_by_name() {
         "-q evaluate {{}}/three.safetensors {DATA} --heads 2 --pair-len 16 --out {{}}/out.json"
     );
     ok(run(&line, &folder));
-    let line = format!("evaluate {{}}/eve.safetensors {DATA} --pair-len 30 --out {{}}/other.json");
+    let line = format!(
+        "evaluate {{}}/three.safetensors {DATA} --heads 2 --pair-len 30 --out {{}}/other.json"
+    );
     refused(&run(&line, &folder), &["30 tokens", "24 positions"]);
+}
+
+#[test]
+fn flags_and_recipes_that_contradict_what_an_eve_says_of_itself_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    synth("eve", 0, &folder);
+    let evaluate = format!("-q evaluate {{}}/eve.safetensors {DATA} --out {{}}/out.json --force");
+    let fresh = "{synth:~{family:~eve,~blocks:~2,~width:~32,~attention_heads:~2,~mixtures:~1,~experts:~4,\
+                 ~patch_size:~8,~image_size:~32,~text_len:~24,~pair_len:~16,~vocabulary:~101}}";
+    let pretrain = "-q pretrain docs/recipes/train/eve_pretrain_base.yaml --out {}/run \
+                    --set data.folder=fixtures/arrow --set data.tokenizer=fixtures/real/vocab.txt \
+                    --set data.train=[{dataset:~coco,~split:~train}] --set batch_size=4 --set length={steps:~1}";
+    for (flag, key, what, recorded, given) in [
+        ("--heads", "heads", "`heads`", 2, 4),
+        ("--pair-len", "pair_len", "`pair_len`", 16, 9),
+    ] {
+        let given_then = format!("is {recorded} by the file's own record, but {given} was asked");
+        let words = [what, &given_then];
+        refused(&run(&format!("{evaluate} {flag} {given}"), &folder), &words);
+        for init in ["{checkpoint:~{}/eve.safetensors}", fresh] {
+            let line = format!("{pretrain} --set init={init} --set model={{{key}:~{given}}}");
+            refused(&run(&line, &folder), &words);
+        }
+        // The same number again is no contradiction.
+        ok(run(&format!("{evaluate} {flag} {recorded}"), &folder));
+    }
 }
 
 #[test]

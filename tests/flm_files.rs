@@ -112,6 +112,58 @@ fn a_model_of_one_stream_is_read_as_it_was_trained() {
     refused(&said, &["`streams`", "causal", "three"]);
 }
 
+#[test]
+fn a_run_records_no_way_of_reading_that_no_objective_trains() {
+    let folder = folder();
+    ok(run(
+        &format!("-q synth --family flm --task pretrain {TINY} {{}}/pretrain.safetensors"),
+        &folder,
+    ));
+    let train = |objectives: &str, streams: &str, out: &str| {
+        run(
+            &format!(
+                "-q pretrain docs/recipes/train/flm_pretrain.yaml --out {{}}/{out} \
+                 --set init.checkpoint={{}}/pretrain.safetensors --set data.folder=fixtures/arrow \
+                 --set data.tokenizer=fixtures/text/roberta --set data.train=[{{dataset:~coco,~split:~train}}] \
+                 --set model={{streams:~{streams}}} --set objectives={objectives} --set batch_size=2 \
+                 --set per_device_batch=2 --set length={{steps:~1}} --set precision=f32"
+            ),
+            &folder,
+        )
+    };
+    for (number, (objectives, refused_ways, taken)) in [
+        ("[{name:~flm}]", &["causal", "bidirectional"][..], "three"),
+        (
+            "[{name:~ar,~language:~{as_published:~true}}]",
+            &["causal"][..],
+            "three",
+        ),
+        (
+            "[{name:~flm},~{name:~random_itm}]",
+            &["causal"][..],
+            "three",
+        ),
+        ("[{name:~mlm}]", &["causal", "three"][..], "bidirectional"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for way in refused_ways {
+            let said = train(objectives, way, "refused");
+            refused(
+                &said,
+                &[
+                    "model.streams",
+                    &format!("`{way}`"),
+                    "no objective trains",
+                    taken,
+                ],
+            );
+        }
+        ok(train(objectives, taken, &format!("run{number}")));
+    }
+}
+
 fn evaluate(folder: &TempDir, model: &str, task: &str, more: &str) -> Said {
     let line = format!(
         "-q evaluate {{}}/{model} --task {task} --data fixtures/arrow --split train --limit 2 \

@@ -232,6 +232,7 @@ fn a_tokenizer_cannot_turn_a_caption_into_gigabytes() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn what_is_planted_where_parts_go_is_not_followed() {
     let folder = Folder::new();

@@ -1,4 +1,5 @@
 //! Runs that are stopped, killed, or started twice.
+#![cfg(unix)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

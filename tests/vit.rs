@@ -150,3 +150,39 @@ fn fine_tuning_moves_every_weight_of_a_classifier() {
         .collect();
     assert!(losses.last() < losses.first(), "{losses:?}");
 }
+
+#[test]
+fn parts_under_another_configuration_do_not_add_up() {
+    let folder = TempDir::new().expect("a folder");
+    one_picture_each(&folder, "vit", &["train", "val"]);
+    models(&folder);
+    let gram = |number: usize, name: &str| {
+        let line = format!(
+            "-q gram --checkpoint {{}}/one --shared --task linear_probe --data {{}} --dataset toy --split train --batch-size 2 \
+             --shard {number}/2 --out {{}}/{name}.safetensors"
+        );
+        ok(run(&line, &folder));
+    };
+    gram(1, "first");
+    gram(2, "second");
+    let path = folder.path().join("one/config.json");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let edited = text.replace("\"crop_pct\": 0.8", "\"crop_pct\": 0.9");
+    assert_ne!(edited, text);
+    std::fs::write(&path, edited).expect("written");
+    gram(2, "edited");
+    let add = |second: &str| {
+        let line = format!(
+            "gram add {{}}/first.safetensors {{}}/{second}.safetensors --out {{}}/sum.safetensors"
+        );
+        run(&line, &folder)
+    };
+    let said = add("edited");
+    assert_eq!(said.code, Some(1), "{}", said.stdout);
+    assert!(
+        said.stderr.contains("reads its data in another way"),
+        "{}",
+        said.stderr
+    );
+    ok(add("second"));
+}

@@ -1,4 +1,5 @@
 //! X-VLM's JSON files from downloads to measurements: the same numbers as from arrow files.
+#![cfg(unix)]
 
 use std::path::Path;
 

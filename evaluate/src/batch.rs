@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
+use crate::crossing;
 use crate::nn::Mask;
 use crate::text::Encoded;
 
@@ -42,8 +43,8 @@ impl Texts {
         let shape = (n_tokens.len(), len);
         let kept = (n_tokens.iter()).flat_map(|&n| (0..len).map(move |at| u8::from(at < n)));
         Self::of_tensors(
-            Tensor::from_vec(ids, shape, device)?,
-            Tensor::from_vec(kept.collect::<Vec<_>>(), shape, device)?,
+            crossing::to_device(ids, shape, device)?,
+            crossing::to_device(kept.collect::<Vec<_>>(), shape, device)?,
         )
     }
 
@@ -106,8 +107,8 @@ impl Images {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let pixels = Tensor::from_vec(values, (n, 3, side, side), &Device::Cpu)?;
-        Ok(Self::new(pixels.to_device(device)?.to_dtype(dtype)?))
+        let pixels = crossing::to_device(values, (n, 3, side, side), device)?;
+        Ok(Self::new(pixels.to_dtype(dtype)?))
     }
 
     /// The pictures of these numbers.

@@ -21,6 +21,7 @@
 
 pub mod batch;
 pub mod capture;
+pub mod crossing;
 pub mod device;
 mod error;
 pub mod ranks;

@@ -92,6 +92,7 @@ fn a_model_of_captions_has_two_tokens_more_and_no_other_number() {
         vocabulary,
         rule: TextRule::Ended,
         padding_id: None,
+        ends_at_largest: false,
     };
     let read = |vocabulary: usize| {
         let fitting = tokenizer.for_input(&input(vocabulary)).expect("it fits");

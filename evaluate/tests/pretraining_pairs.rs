@@ -1,4 +1,5 @@
 //! EVE's arrow files for pre-training: one caption a row, with and without ids.
+#![cfg(unix)]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -121,6 +121,7 @@ fn run_rule(
             vocabulary: tokenizer.vocabulary_size(),
             rule: TextRule::Verbatim,
             padding_id: None,
+            ends_at_largest: false,
         },
     };
     let n_read = reads_texts.then(AtomicUsize::default);

@@ -1,7 +1,7 @@
 //! Tokens against the pure Python tokenizer of BERT, as recorded in `text/encodings.json`.
 
 use evaluate::Error;
-use evaluate::text::Tokenizer;
+use evaluate::text::{TextInput, Tokenizer};
 use serde_json::json;
 
 use crate::fixture::{json as fixture, list, path};
@@ -198,4 +198,42 @@ fn models_of_sentence_piece_are_refused_by_name_with_what_to_take() {
             );
         }
     }
+}
+
+#[test]
+fn a_model_that_pools_the_largest_token_takes_texts_that_end_in_it_alone() {
+    let input = |tokenizer: &Tokenizer, ends_at_largest| TextInput {
+        len: 8,
+        vocabulary: tokenizer.vocabulary_size(),
+        ends_at_largest,
+        ..TextInput::NONE
+    };
+    // BERT's words are larger than its separator, which stands at the end.
+    let words = Tokenizer::open(&shown("real/vocab.txt")).expect("a vocabulary");
+    let fitting = words
+        .for_input(&input(&words, true))
+        .expect("a vocabulary of its size");
+    let said = fitting
+        .encode("a red helicopter", 8)
+        .expect_err("other rows")
+        .to_string();
+    assert!(
+        said.contains("is larger than the end of texts (3)"),
+        "{said}"
+    );
+    let other = words
+        .for_input(&input(&words, false))
+        .expect("a vocabulary of its size");
+    assert_eq!(
+        other.encode("a red helicopter", 8).expect("encoded").ids[0],
+        2
+    );
+    // CLIP's end is its last token.
+    let clip = shown("clip/tokenizer/bpe_simple_vocab_16e6.txt.gz");
+    let clip = Tokenizer::open(&clip).expect("a list of merges");
+    let fitting = clip
+        .for_input(&input(&clip, true))
+        .expect("a vocabulary of its size");
+    let encoded = fitting.encode("a red helicopter", 8).expect("encoded");
+    assert_eq!(encoded.ids[encoded.n_tokens - 1], 49407);
 }

@@ -1,4 +1,5 @@
 //! X-VLM's JSON files: made of public downloads, read, built into arrow files, and refused where they are wrong.
+#![cfg(unix)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

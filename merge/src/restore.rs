@@ -1,14 +1,16 @@
 //! One task's model again, from a merged file, the masks beside it, and the base.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::beside::Beside;
 use crate::methods::each_element;
 use crate::methods::{Chunk, ElementKernel, Elementwise, Passes, Real, Survey, Value};
 use crate::plan::{Action, Entry, PlanBuilder, TensorRef};
-use crate::provenance::Provenance;
-use crate::{Checkpoint, DType, MaskFault, MergePlan, Result, TensorInfo};
+use crate::provenance::{Hashes, InputFile, Provenance};
+use crate::{Checkpoint, DType, MaskFault, MergePlan, Progress, Result, TensorInfo};
 
 /// The key of the metadata that says what a file of masks holds.
 pub(crate) const RECORD: &str = "vlmerge.masks";
@@ -21,6 +23,9 @@ pub struct MaskRecord {
     pub tasks: Vec<String>,
     /// The factor of each task's elements.
     pub factors: Vec<f64>,
+    /// The files of the base; empty if the recipe itself made the base, `None` in masks of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Vec<InputFile>>,
 }
 
 impl MaskRecord {
@@ -82,12 +87,17 @@ impl Restore {
     /// The plan of `base + factor · mask · (merged − base)`; tensors without a mask are those of the merged file.
     ///
     /// # Errors
-    /// [`MaskFault`] for masks of another merge, another base, or a task that does not exist; and as
-    /// [`PlanBuilder::finish`].
-    pub fn plan(&self, dtype: impl Fn(DType) -> DType) -> Result<MergePlan> {
+    /// [`MaskFault`] for masks of another merge, another base, or a task that does not exist; when the base cannot be
+    /// read, which is hashed; and as [`PlanBuilder::finish`].
+    pub fn plan(
+        &self,
+        dtype: impl Fn(DType) -> DType,
+        progress: &dyn Progress,
+    ) -> Result<MergePlan> {
         let record = MaskRecord::of(&self.masks)?;
         let task = record.number(&self.task)?;
-        self.check_origin()?;
+        let inputs = self.check_origin()?;
+        let notes = self.check_base(&record, &inputs, progress)?;
         let name = &record.tasks[task];
         let mut plan = PlanBuilder::new(format!("vlmerge task --task {name}"));
         let merged = plan.source(Arc::clone(&self.merged));
@@ -144,11 +154,15 @@ impl Restore {
         if n_own.count() != n_masks {
             return Err(self.foreign());
         }
-        plan.finish()
+        let beside = Beside {
+            notes,
+            ..Beside::default()
+        };
+        plan.beside(beside).finish()
     }
 
-    /// Whether all three are of one merge, by what they say of it.
-    fn check_origin(&self) -> Result<()> {
+    /// Whether the merged file and the masks are of one merge, by their records of it; the inputs of that merge.
+    fn check_origin(&self) -> Result<Vec<InputFile>> {
         let of = |file: &Checkpoint| Provenance::from_metadata(&file.info().metadata);
         let (Some(merged), Some(masks)) = (of(&self.merged), of(&self.masks)) else {
             return Err(self.foreign());
@@ -165,21 +179,59 @@ impl Restore {
         if !is_same {
             return Err(self.foreign());
         }
-        let was_read = |n_bytes| masks.inputs.iter().any(|input| input.n_bytes == n_bytes);
-        match self
-            .base
-            .info()
-            .files
-            .iter()
-            .find(|file| !was_read(file.n_bytes))
-        {
-            None => Ok(()),
-            Some(_) => Err(MaskFault::OtherBase {
+        Ok(masks.inputs)
+    }
+
+    /// Whether the base is that of the merge, by the hashes of its files, or else by their sizes; a note where hashes do
+    /// not tell.
+    fn check_base(
+        &self,
+        record: &MaskRecord,
+        inputs: &[InputFile],
+        progress: &dyn Progress,
+    ) -> Result<Vec<String>> {
+        let path = self.base.path().display();
+        let recorded: Vec<&InputFile> = match &record.base {
+            Some(base) if base.is_empty() => {
+                return Ok(vec![format!(
+                    "{path}: the recipe itself made the base of the merge, so there is no record to compare this file with"
+                )]);
+            }
+            Some(base) => base.iter().collect(),
+            // Masks of earlier builds list all inputs alike; the models of tasks are known by name.
+            None => (inputs.iter())
+                .filter(|input| !record.tasks.iter().any(|task| is_of(input, task)))
+                .collect(),
+        };
+        let files = &self.base.info().files;
+        let mut own = Provenance::new(String::new(), files);
+        let hash = recorded.iter().find_map(|input| input.hash());
+        if let Some(hash) = hash {
+            own = own.with_hashes(Hashes::default().of(files, hash.kind, progress)?);
+        }
+        let is_any = |file: &InputFile, wanted: Option<bool>| {
+            let mut found = recorded.iter().map(|input| file.is_same_as(input));
+            found.any(|found| found == wanted)
+        };
+        let is_other = |file: &InputFile| !is_any(file, Some(true)) && !is_any(file, None);
+        let is_part = record.base.is_some() && own.inputs.len() != recorded.len();
+        if is_part || own.inputs.iter().any(is_other) {
+            return Err(MaskFault::OtherBase {
                 base: self.base.path().into(),
                 masks: self.masks.path().into(),
             }
-            .into()),
+            .into());
         }
+        let is_known = own.inputs.iter().all(|file| is_any(file, Some(true)));
+        Ok(match (is_known, &record.base) {
+            (true, Some(_)) => Vec::new(),
+            (true, None) => vec![format!(
+                "{path}: an input of the merge; an earlier build wrote the masks and did not record which input was the base"
+            )],
+            (false, _) => vec![format!(
+                "{path}: only its size was compared with that of the base, because the merge ran with --no-hash or one of the two is remote"
+            )],
+        })
     }
 
     fn foreign(&self) -> crate::Error {
@@ -189,6 +241,16 @@ impl Restore {
         }
         .into()
     }
+}
+
+/// Whether an input is the file of a task's model, or lies in its folder; of both as much of the path is known as tells
+/// it from others.
+fn is_of(input: &InputFile, task: &str) -> bool {
+    let (input, task) = (Path::new(&input.name), Path::new(task));
+    let mut folders = input
+        .ancestors()
+        .filter(|path| !path.as_os_str().is_empty());
+    folders.any(|path| path.ends_with(task)) || task.ends_with(input)
 }
 
 /// Reads the mask of one tensor.
@@ -279,6 +341,7 @@ mod tests {
                 .map(str::to_owned)
                 .to_vec(),
             factors: vec![1.0; 3],
+            base: None,
         };
         let of = |task: &str| record.number(task).ok();
         assert_eq!(

@@ -280,3 +280,142 @@ fn a_document_hands_its_files_on_to_the_next() {
         "{card}"
     );
 }
+
+/// A folder with a model of `n_layers` layers, and `settings` as its configuration unless they are null.
+fn model(folder: &Path, n_layers: usize, value: f32, settings: &Value) {
+    std::fs::create_dir(folder).expect("made");
+    let tensor = |n: usize| fixture::Raw {
+        dtype: safetensors::Dtype::F32,
+        shape: vec![n],
+        bytes: value.to_le_bytes().repeat(n),
+    };
+    let mut tensors = BTreeMap::from([("model.embed_tokens.weight".to_owned(), tensor(4))]);
+    for layer in 0..n_layers {
+        let name = format!("model.layers.{layer}.mlp.down_proj.weight");
+        tensors.insert(name, tensor(2));
+    }
+    fixture::write(&folder.join("model.safetensors"), &tensors);
+    if !settings.is_null() {
+        std::fs::write(folder.join("config.json"), settings.to_string()).expect("written");
+    }
+}
+
+/// A recipe over folders of `at`, named `<name>`.
+fn recipe_at(at: &Path, yaml: &str) -> MergeRecipe {
+    let yaml = yaml
+        .replace('<', &format!("{}/", at.display()))
+        .replace('>', "");
+    MergeRecipe::parse(&yaml, Path::new("recipe.yaml")).expect("a recipe")
+}
+
+#[test]
+fn models_of_different_depth_get_a_configuration_with_the_layers_that_stay() {
+    let at = tempfile::tempdir().expect("a temporary folder");
+    let config = |n: usize| {
+        json!({"model_type": "llama", "num_hidden_layers": n, "num_attention_heads": 2,
+            "layer_types": (0..n).map(|layer| format!("type_{layer}")).collect::<Vec<_>>()})
+    };
+    model(&at.path().join("deep"), 4, 1.0, &config(4));
+    model(&at.path().join("flat"), 3, 3.0, &config(3));
+    for (models, on_missing, n_layers) in [
+        ("<deep>, <flat>", "skip", 3),
+        ("<deep>, <flat>", "copy", 4),
+        ("<flat>, <deep>", "skip", 3),
+        ("<flat>, <deep>", "copy", 4),
+    ] {
+        let yaml = format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [{models}]\non_missing: {on_missing}"
+        );
+        let out = at.path().join(format!("{n_layers}_{on_missing}"));
+        let _ = std::fs::remove_dir_all(&out);
+        merge_to(&recipe_at(at.path(), &yaml), &out).expect("merges");
+        let found = json_of(&out.join("config.json"));
+        assert_eq!(found["num_hidden_layers"], n_layers, "{yaml}");
+        assert_eq!(
+            found["layer_types"],
+            config(n_layers)["layer_types"],
+            "{yaml}"
+        );
+    }
+}
+
+#[test]
+fn a_hole_between_the_layers_is_refused() {
+    let at = tempfile::tempdir().expect("a temporary folder");
+    let config = json!({"model_type": "llama", "num_hidden_layers": 3});
+    model(&at.path().join("a"), 3, 1.0, &config);
+    model(&at.path().join("b"), 3, 3.0, &config);
+    let path = at.path().join("b/model.safetensors");
+    let mut tensors = fixture::tensors(&path);
+    tensors.remove("model.layers.1.mlp.down_proj.weight");
+    fixture::write(&path, &tensors);
+    let yaml =
+        "merge_method: linear\nparameters: {weight: 1}\nmodels: [<a>, <b>]\non_missing: skip";
+    let said = MergePlan::resolve(&recipe_at(at.path(), yaml)).map(drop);
+    let said = said.expect_err("refused").to_string();
+    assert!(said.contains("no tensor of the layers [1]"), "{said}");
+}
+
+#[test]
+fn settings_that_change_the_computation_are_noted_and_other_heads_refused() {
+    let at = tempfile::tempdir().expect("a temporary folder");
+    let config = json!({"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "rope_theta": 10000.0});
+    let with = |key: &str, value: Value| {
+        let mut config = config.clone();
+        config[key] = value;
+        config
+    };
+    model(&at.path().join("a"), 2, 1.0, &config);
+    model(
+        &at.path().join("same"),
+        2,
+        2.0,
+        &with("rope_theta", json!(10000)),
+    );
+    model(
+        &at.path().join("theta"),
+        2,
+        2.0,
+        &with("rope_theta", json!(1_000_000)),
+    );
+    model(
+        &at.path().join("heads"),
+        2,
+        2.0,
+        &with("num_attention_heads", json!(3)),
+    );
+    model(&at.path().join("bare"), 2, 2.0, &Value::Null);
+    let plan = |models: &str| {
+        let yaml =
+            format!("merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n- <a>\n- {models}");
+        MergePlan::resolve(&recipe_at(at.path(), &yaml)).map(|(plan, _)| plan)
+    };
+    let notes = |models: &str| plan(models).expect("resolves").beside().notes.clone();
+    assert!(notes("<same>").is_empty(), "{:?}", notes("<same>"));
+    assert!(notes("<bare>").is_empty(), "{:?}", notes("<bare>"));
+    let said = notes("<theta>");
+    assert!(
+        said.len() == 1
+            && said[0]
+                .contains("differ: `rope_theta` 10000.0 and 1000000; the output gets that of"),
+        "{said:?}"
+    );
+    let fault = plan("<heads>").map(drop).expect_err("refused");
+    let said = fault.to_string();
+    for part in [
+        "heads has `num_attention_heads: 3`",
+        "`num_attention_heads: 2` (line 5, column 3)",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    assert!(fault.hint().is_some());
+    // The first model has no configuration, the second one.
+    let yaml = "merge_method: linear\nparameters: {weight: 1}\nmodels: [<bare>, <a>]";
+    let (plan, _) = MergePlan::resolve(&recipe_at(at.path(), yaml)).expect("resolves");
+    let said = &plan.beside().notes;
+    assert!(
+        said.iter()
+            .any(|note| note.contains("bare has no config.json, so a folder as output gets none")),
+        "{said:?}"
+    );
+}

@@ -79,7 +79,7 @@ impl Folder {
 
     fn recipe(&self, yaml: &str) -> MergeRecipe {
         let recipe = MergeRecipe::parse(yaml, &self.path("recipe.yaml")).expect("a recipe");
-        recipe.in_folder(self.0.path())
+        recipe.in_folders(&[self.0.path().to_owned()])
     }
 
     /// Splits `one` into two files.

@@ -450,3 +450,45 @@ fn a_fusion_start_that_is_neither_stored_nor_usual_must_be_given() {
         Err(Error::Conversion(ConversionFault::NoSuchConversion { .. }))
     ));
 }
+
+#[test]
+fn metadata_of_other_programs_stay_in_a_safetensors_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (from, to) = (
+        folder.path().join("from.safetensors"),
+        folder.path().join("to.safetensors"),
+    );
+    let values = [1.0f32, 2.0].map(f32::to_le_bytes).concat();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &values);
+    let metadata = [
+        ("format", "np"),
+        ("ss_network_dim", "8"),
+        ("sshs_model_hash", "beef"),
+        ("vlmerge.recipe", "of another file"),
+    ];
+    let metadata = metadata.map(|(key, text)| (key.to_owned(), text.to_owned()));
+    let bytes = safetensors::serialize(
+        [("w", view.expect("a tensor"))],
+        Some(metadata.into_iter().collect()),
+    );
+    std::fs::write(&from, bytes.expect("serializes")).expect("written");
+    for (dtype, hash) in [(OutputDType::Keep, Some("beef")), (OutputDType::Bf16, None)] {
+        let conversion = Conversion {
+            dtype,
+            ..Conversion::default()
+        };
+        let plan = convert(&opened(&from), &conversion).expect("plans");
+        let write = WriteOptions {
+            force: true,
+            ..WriteOptions::new(&to)
+        };
+        execute(&plan, &write, &RunOptions::default(), &Silent).expect("runs");
+        let found = opened(&to).info().metadata.clone();
+        let said = |key: &str| found.get(key).map(String::as_str);
+        assert_eq!(said("ss_network_dim"), Some("8"));
+        assert_eq!(said("format"), Some("pt"));
+        assert_ne!(said("vlmerge.recipe"), Some("of another file"));
+        // A hash of other bytes would be wrong.
+        assert_eq!(said("sshs_model_hash"), hash);
+    }
+}

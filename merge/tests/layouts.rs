@@ -236,6 +236,23 @@ fn gram_names_of_each_task_are_those_of_the_published_files() {
 }
 
 #[test]
+fn flags_and_recipes_have_the_same_names_of_tasks() {
+    for task in Task::ALL {
+        for name in [task.name()].iter().chain(task.aliases()) {
+            assert_eq!(Task::of(name), Some(task), "{name}");
+            let read: Task = serde_json::from_value((*name).into()).expect("a task");
+            assert_eq!(read, task, "{name}");
+        }
+        assert_eq!(
+            serde_json::to_value(task).expect("a name"),
+            task.name(),
+            "a recipe is written with the first name"
+        );
+    }
+    assert_eq!(Task::of("captions"), None);
+}
+
+#[test]
 fn tasks_use_the_published_experts() {
     let (_, layout) = detected("ckpt/all_moe.safetensors");
     let block = BlockId::only;

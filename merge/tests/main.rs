@@ -22,6 +22,7 @@ mod expert_folders;
 mod expert_numbers;
 mod extract;
 mod flm;
+mod foreign_grams;
 mod gguf;
 mod golden;
 mod large_tensors;

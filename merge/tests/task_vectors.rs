@@ -9,6 +9,7 @@ use merge::execute::{RunOptions, execute, in_memory, write_masks};
 use merge::io::{OpenOptions, WriteOptions};
 use merge::methods::{Base, METHODS, by_name};
 use merge::progress::Silent;
+use merge::provenance::HashKind;
 use merge::random::Draws;
 use merge::recipe::Parameters;
 use merge::restore::Restore;
@@ -279,9 +280,18 @@ fn one_thread_and_three_give_the_same_numbers() {
 
 /// Writes a merge and its masks.
 fn with_masks(models: &Models, method: &str, names: &[&str]) -> (PathBuf, PathBuf) {
+    with_masks_by(models, method, names, RunOptions::default())
+}
+
+/// Writes a merge and its masks, with the hashes that `run` asks for.
+fn with_masks_by(
+    models: &Models,
+    method: &str,
+    names: &[&str],
+    run: RunOptions,
+) -> (PathBuf, PathBuf) {
     let (plan, _) = MergePlan::resolve(&models.on_base(method, names, "")).expect("resolves");
     let [merged, masks] = ["merged", "masks"].map(|name| models.path(&format!("{method}-{name}")));
-    let run = RunOptions::default();
     let write = |path: &Path| WriteOptions {
         force: true,
         ..WriteOptions::new(path)
@@ -299,7 +309,7 @@ fn restore(merged: &Path, masks: &Path, base: &Path, task: &str) -> Result<Merge
         base: open(base)?,
         task: task.to_owned(),
     };
-    restore.plan(|dtype| dtype)
+    restore.plan(|dtype| dtype, &Silent)
 }
 
 #[test]
@@ -352,6 +362,57 @@ fn masks_of_another_merge_another_base_and_an_unknown_task_are_refused() {
     let target = WriteOptions::new(models.path("none"));
     let fault = write_masks(&plan, &target, &RunOptions::default(), &Silent);
     assert!(matches!(fault, Err(Error::Masks(MaskFault::None))));
+}
+
+/// Takes the record of the base out of a file of masks, as earlier builds wrote it.
+fn without_record_of_base(masks: &Path) {
+    let mut bytes = std::fs::read(masks).expect("masks");
+    let find = |bytes: &[u8], from: usize, wanted: &[u8]| {
+        let mut places = bytes[from..].windows(wanted.len());
+        from + places.position(|found| found == wanted).expect("recorded")
+    };
+    // A list of objects without further lists, in a JSON text within the header.
+    let from = find(&bytes, 0, br#",\"base\":["#);
+    let to = find(&bytes, from, b"]") + 1;
+    bytes[from..to].fill(b' ');
+    std::fs::write(masks, bytes).expect("written");
+}
+
+#[test]
+fn a_file_of_the_size_of_the_base_is_not_taken_for_it() {
+    let models = Models::new();
+    let size = |name: &str| std::fs::metadata(models.path(name)).expect("a file").len();
+    let by_hash = |hash| RunOptions {
+        hash,
+        ..RunOptions::default()
+    };
+    let notes = |masks: &(PathBuf, PathBuf), base: &str| {
+        let plan = restore(&masks.0, &masks.1, &models.path(base), "a");
+        plan.map(|plan| plan.beside().notes.clone())
+    };
+    for method in ["emr", "tall_masks"] {
+        for kind in [HashKind::Blake3, HashKind::Sha256] {
+            let files = with_masks_by(&models, method, &["a", "b"], by_hash(Some(kind)));
+            // One of the merged models, and a file that the merge never read.
+            for other in ["a", "c"] {
+                assert_eq!(size(other), size("base"));
+                let fault = notes(&files, other).expect_err("refused");
+                let is_other = matches!(fault, Error::Masks(MaskFault::OtherBase { .. }));
+                assert!(is_other, "{method} {other}: {fault}");
+            }
+            assert_eq!(notes(&files, "base").expect("a plan"), [""; 0]);
+            without_record_of_base(&files.1);
+            for other in ["a", "c"] {
+                assert!(notes(&files, other).is_err(), "{method} {other}");
+            }
+            let said = notes(&files, "base").expect("a plan");
+            assert!(said[0].contains("an earlier build"), "{said:?}");
+        }
+        // Without hashes there is only the size, which a note says.
+        let files = with_masks_by(&models, method, &["a", "b"], by_hash(None));
+        let said = notes(&files, "base").expect("a plan");
+        assert!(said[0].contains("--no-hash"), "{said:?}");
+    }
 }
 
 /// A convolution, a norm behind it, and two linear layers, with numbers of their own.

@@ -361,6 +361,7 @@ fn a_full_disk_comes_with_a_hint() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn new_files_have_the_permissions_of_any_other_new_file() {
     use std::os::unix::fs::PermissionsExt;

@@ -2,22 +2,28 @@
 
 The program is built by cargo in the folder that all builds share, stripped, and put where maturin takes scripts from. Run
 as a script, this file does that alone, and prints the oldest glibc that the program runs on.
+
+    vlmerge_build.py [TARGET]       for another kind of machine, with zig as the linker: `aarch64-unknown-linux-gnu`
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "python" / "vlmerge.data" / "scripts"
 
 #: The wheel's program is no larger. It has 56 MB now, and 40 MB are wanted.
 MOST_BYTES = 60_000_000
+
+#: The glibc that zig links for.
+ZIG_GLIBC = (2, 28)
 
 
 def target_folder() -> Path:
@@ -29,26 +35,43 @@ def target_folder() -> Path:
     return Path(json.loads(said)["target_directory"])
 
 
-def put_program() -> Path:
+def put_program(target: Optional[str] = None) -> Path:
     """Builds the program, and copies it, stripped, to the wheel's scripts."""
-    subprocess.run(["cargo", "build", "--release", "--locked"], cwd=REPOSITORY, check=True)
     SCRIPTS.mkdir(parents=True, exist_ok=True)
     program = SCRIPTS / "vlmerge"
-    shutil.copy(target_folder() / "release" / "vlmerge", program)
-    subprocess.run(["strip", str(program)], check=True)
+    if target is None:
+        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=REPOSITORY, check=True)
+        shutil.copy(target_folder() / "release" / "vlmerge", program)
+        subprocess.run(["strip", str(program)], check=True)
+    else:
+        with_glibc = f"{target}.{ZIG_GLIBC[0]}.{ZIG_GLIBC[1]}"
+        run = ["cargo", "zigbuild", "--release", "--locked", "--target", with_glibc]
+        # `strip` reads programs of its own kind of machine alone.
+        environment = {**os.environ, "CARGO_PROFILE_RELEASE_STRIP": "symbols"}
+        subprocess.run(run, cwd=REPOSITORY, check=True, env=environment)
+        shutil.copy(target_folder() / target / "release" / "vlmerge", program)
     n_bytes = program.stat().st_size
     if n_bytes > MOST_BYTES:
         sys.exit(f"{program}: {n_bytes} bytes stripped, {MOST_BYTES} are the most")
     return program
 
 
-def least_glibc(program: Path) -> str:
-    """The newest version of glibc that a symbol of the program asks for, such as `2_34`."""
-    run = ["objdump", "-T", str(program)]
+def least_glibc(program: Path) -> Tuple[int, int]:
+    """The newest version of glibc that a symbol of the program asks for, such as `(2, 34)`."""
+    run = ["readelf", "--version-info", "--wide", str(program)]
     said = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-    versions = {tuple(map(int, found)) for found in re.findall(r"GLIBC_(\d+)\.(\d+)", said)}
-    major, minor = max(versions)
-    return f"{major}_{minor}"
+    found = re.findall(r"Name: GLIBC_(\d+)\.(\d+)", said)
+    return max((int(major), int(minor)) for major, minor in found)
+
+
+def tag(target: Optional[str]) -> str:
+    """Builds the program, and returns the glibc of the wheel's tag, such as `2_34`."""
+    least = least_glibc(put_program(target))
+    if target is not None:
+        if least > ZIG_GLIBC:
+            sys.exit(f"the program asks for glibc {least}, zig was to link for {ZIG_GLIBC}")
+        least = ZIG_GLIBC
+    return f"{least[0]}_{least[1]}"
 
 
 def get_requires_for_build_wheel(config_settings: Optional[Dict[str, Any]] = None) -> Any:
@@ -83,4 +106,4 @@ def build_sdist(sdist_directory: str, config_settings: Optional[Dict[str, Any]] 
 
 
 if __name__ == "__main__":
-    print(least_glibc(put_program()))
+    print(tag(sys.argv[1] if len(sys.argv) > 1 else None))

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use evaluate::reports::distances::DistanceReport;
 use merge::diff::{DiffOptions, opened};
+use merge::distance::report::DistanceReport;
 use merge::distance::{DistanceOptions, Grain, Metric, checkpoint_pairs, expert_pairs, measure};
 use merge::gram::GramStore;
 use merge::inspection::{InspectOptions, Inspection};

@@ -59,18 +59,7 @@ pub struct DataArgs {
 
 /// Takes the tasks that a model can be run on, by name or alias.
 pub fn task_that_runs() -> impl TypedValueParser<Value = &'static TaskSpec> {
-    task_among(|task| task.open.is_some())
-}
-
-/// Takes the tasks with a published choice of experts.
-pub fn task_with_experts() -> impl TypedValueParser<Value = &'static TaskSpec> {
-    task_among(|task| task.published_experts.is_some())
-}
-
-fn task_among(
-    is_wanted: fn(&&TaskSpec) -> bool,
-) -> impl TypedValueParser<Value = &'static TaskSpec> {
-    let wanted = TASKS.iter().filter(is_wanted);
+    let wanted = TASKS.iter().filter(|task| task.open.is_some());
     let values = wanted.map(|task| {
         PossibleValue::new(task.name)
             .aliases(task.aliases)

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use evaluate::tasks::TaskSpec;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use merge::MergeRecipe;
+use merge::layouts::Task;
 use merge::recipe::{ModelRef, OutputDType, Parameters, UnknownKeys};
 
-use crate::args::data::task_with_experts;
 use crate::args::write::WriteArgs;
 
 /// The target of a merge, and verbs' other wishes for a recipe.
@@ -42,13 +42,26 @@ pub struct Specific {
     root: Option<String>,
     /// Merge only the experts that this task uses, as published [default: all of each block]
     #[arg(long = "for", value_name = "TASK", id = "merge_for", value_parser = task_with_experts())]
-    task: Option<&'static TaskSpec>,
+    task: Option<Task>,
     /// Compute as the published program does where it differs from the paper
     #[arg(long)]
     as_published: bool,
     /// Copy keys that the layout does not know, instead of stopping at them
     #[arg(long)]
     copy_unknown: bool,
+}
+
+/// Takes the tasks with a published choice of experts, by name or alias.
+fn task_with_experts() -> impl TypedValueParser<Value = Task> {
+    let values = Task::ALL.map(|task| {
+        PossibleValue::new(task.name())
+            .aliases(task.aliases())
+            .help(task.about())
+    });
+    PossibleValuesParser::new(values).try_map(|name| {
+        // The names are those of the tasks.
+        Task::of(&name).ok_or(format!("{name:?} is no task with a choice of experts"))
+    })
 }
 
 impl Source {
@@ -81,7 +94,7 @@ impl Specific {
             }],
             base_model: base_model.map(ModelRef::new),
             layout: None,
-            task: self.task.and_then(|task| task.published_experts),
+            task: self.task,
             experts: None,
             parameters,
             as_published: self.as_published,

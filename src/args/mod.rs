@@ -1,6 +1,7 @@
 //! Flags that several verbs share, below the verbs.
 
 pub mod convert;
+#[cfg(feature = "models")]
 pub mod data;
 pub mod experts;
 pub mod flm;
@@ -8,8 +9,11 @@ pub mod gguf;
 pub mod global;
 pub mod judging;
 pub mod merge;
+#[cfg(feature = "models")]
 pub mod model;
 pub mod number;
+#[cfg(feature = "models")]
 pub mod results;
+#[cfg(feature = "models")]
 pub mod run;
 pub mod write;

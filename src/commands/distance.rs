@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use evaluate::reports::distances::DistanceReport;
+use merge::distance::report::DistanceReport;
 use merge::distance::{
     Distance, DistanceOptions, Grain, Keep, Metric, PairSet, RECONSTRUCTION_NOTE, checkpoint_pairs,
     expert_pairs, measure,

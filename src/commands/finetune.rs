@@ -117,7 +117,44 @@ impl Args {
     }
 }
 
+/// A shipped recipe of a family, for models that the published recipe of a task does not go with.
+fn recipe_of(family: &str) -> Option<&'static str> {
+    Some(match family {
+        "clip" => "clip_itc.yaml",
+        "zerovl" => "zerovl.yaml",
+        "flm" => "flm_retrieval_f30k.yaml",
+        "eve" => "eve_coco_base.yaml",
+        _ => return None,
+    })
+}
+
+/// An error that says where a setting comes from which the user did not give.
+fn with_origin(error: anyhow::Error, args: &Args) -> anyhow::Error {
+    let Some(train::Error::Evaluate(evaluate::Error::Model(fault))) = error.downcast_ref() else {
+        return error;
+    };
+    let (evaluate::ModelFault::IgnoredSetting { setting, family }, Some(task)) = (fault, args.task)
+    else {
+        return error;
+    };
+    let is_given = |given: &String| given.split(['=', '.']).any(|part| part.trim() == *setting);
+    if args.run.settings.iter().any(is_given) {
+        return error;
+    }
+    let which = match recipe_of(family) {
+        Some(name) => format!(", such as docs/recipes/train/{name}"),
+        None => String::new(),
+    };
+    UsageError(format!(
+        "`{setting}` means nothing to models of the family {family}; the published recipe that --task {} stands for sets it, which \
+         is for models of another family: give a recipe of this one by --recipe{which}",
+        task.name
+    ))
+    .into()
+}
+
 /// Runs the verb.
 pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
-    training::carry_out(args.recipe()?, &args.run, output)
+    let done = training::carry_out(args.recipe()?, &args.run, output);
+    done.map_err(|error| with_origin(error, &args))
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use evaluate::text::PromptTokenizer;
 use merge::beside::text_beside;
 use merge::moe::{GateMode, Mixing, MoeRecipe, PromptIds};
 use merge::recipe::ModelRef;
@@ -12,6 +11,7 @@ use merge::recipe::ModelRef;
 use crate::args::write::{DTypeArg, WriteArgs};
 use crate::output::{Output, UsageError};
 use crate::plan_view;
+use crate::prompts::PromptTokenizer;
 
 const EXAMPLES: &str = "\
 Examples:

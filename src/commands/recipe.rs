@@ -26,9 +26,9 @@ the inputs, or name that folder with --inputs.";
 pub struct Args {
     /// A checkpoint that vlmerge wrote
     input: PathBuf,
-    /// Folder of the inputs, to write their paths into the recipe
+    /// Folder of the inputs, to write their paths into the recipe; repeat it for inputs of several folders
     #[arg(long, value_name = "DIR")]
-    inputs: Option<PathBuf>,
+    inputs: Vec<PathBuf>,
 }
 
 /// Runs the verb.
@@ -48,9 +48,9 @@ pub fn run(args: &Args, output: &Output) -> Result<ExitCode> {
             made.recipe
         );
     };
-    let recipe = match &args.inputs {
-        Some(folder) => recipe.in_folder(folder),
-        None => recipe,
+    let recipe = match args.inputs.as_slice() {
+        [] => recipe,
+        folders => recipe.in_folders(folders),
     };
     let yaml = recipe.to_yaml()?;
     if output.json {

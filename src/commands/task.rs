@@ -51,6 +51,6 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         task: args.task,
     };
     let dtype: OutputDType = args.write.dtype.into();
-    let plan = restore.plan(|stored| dtype.apply(stored))?;
+    let plan = restore.plan(|stored| dtype.apply(stored), output)?;
     plan_view::carry_out(&plan, args.out, &args.write, true, output)
 }

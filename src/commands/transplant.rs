@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use evaluate::text::PromptTokenizer;
 use merge::beside::text_beside;
 use merge::recipe::ModelRef;
 use merge::transplant::{
@@ -17,6 +16,7 @@ use crate::args::number::parse_positive;
 use crate::args::write::{WriteArgs, parse_size};
 use crate::output::{Output, UsageError};
 use crate::plan_view;
+use crate::prompts::PromptTokenizer;
 
 const EXAMPLES: &str = "\
 Examples:

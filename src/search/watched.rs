@@ -1,19 +1,14 @@
 //! A program that runs under a watcher: starting it, waiting for it, ending it.
 
 use std::ffi::OsString;
-use std::io::Read;
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process_group};
+use anyhow::Result;
 
 use super::watcher::{GRACE, Said};
+use crate::processes::{self, Group, Line};
 
 /// The pause between two looks at a watcher that was asked to end its program.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -28,7 +23,7 @@ const MAX_SAID: u64 = 64 << 10;
 pub struct Watched {
     watcher: Child,
     /// Closed, it makes the watcher end the program. So does every end of this process.
-    line: UnixStream,
+    line: Line,
 }
 
 /// How a program ended.
@@ -46,17 +41,13 @@ impl Watched {
     /// Starts `words` under a watcher, which is a process of the program at `own`, this one. Its stdout and stderr are
     /// pipes.
     pub fn start(own: &Path, words: &[OsString]) -> Result<Self> {
-        let (line, of_watcher) = UnixStream::pair().context("cannot make a socket")?;
-        let watcher = Command::new(own)
+        let mut watcher = Command::new(own);
+        watcher
             .args(["watch", "--"])
             .args(words)
-            .stdin(Stdio::from(OwnedFd::from(of_watcher)))
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C in a terminal goes to the search alone, which ends the program in good order.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {}", own.display()))?;
+            .stderr(Stdio::piped());
+        let (watcher, line) = Line::start(watcher)?;
         Ok(Self { watcher, line })
     }
 
@@ -73,7 +64,7 @@ impl Watched {
         let said = self.said();
         let ending = said.iter().find_map(|said| match said {
             Said::NotStarted(fault) => Some(Ending::NotStarted(fault.clone())),
-            Said::Ended(status) => Some(Ending::Ended(ExitStatus::from_raw(*status))),
+            Said::Ended(status) => Some(Ending::Ended(processes::status(*status))),
             Said::Started(_) => None,
         });
         if ending.is_none() {
@@ -84,8 +75,7 @@ impl Watched {
 
     /// Ends the program and all that it started.
     pub fn end(mut self) {
-        // A watcher that has ended hears nothing, and has nothing left to end.
-        let _ = self.line.shutdown(Shutdown::Write);
+        self.line.close();
         let begun = Instant::now();
         while begun.elapsed() < GRACE + MARGIN {
             if !matches!(self.watcher.try_wait(), Ok(None)) {
@@ -100,10 +90,7 @@ impl Watched {
 
     /// All messages of a watcher that has ended.
     fn said(&mut self) -> Vec<Said> {
-        let mut lines = String::new();
-        // A line that was cut off is no JSON.
-        let _ = self.line.set_read_timeout(Some(MARGIN));
-        let _ = (&self.line).take(MAX_SAID).read_to_string(&mut lines);
+        let lines = self.line.said(MAX_SAID, MARGIN);
         let said = lines.lines().map(serde_json::from_str);
         said.filter_map(Result::ok).collect()
     }
@@ -113,10 +100,9 @@ impl Watched {
 fn kill_group(said: &[Said]) {
     for said in said {
         if let Said::Started(group) = said
-            && let Some(group) = Pid::from_raw(*group)
+            && let Some(group) = Group::of_number(*group)
         {
-            // A group that has ended needs no signal.
-            let _ = kill_process_group(group, Signal::KILL);
+            group.kill();
         }
     }
 }

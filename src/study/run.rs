@@ -14,6 +14,7 @@ use super::cost::Cost;
 use super::step::{Kind, Step};
 use super::store::{Kept, Standing, Store, dependencies, missing};
 use crate::output::{Output, UsageError};
+use crate::processes;
 
 /// The pause between two looks at the processes.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -66,16 +67,8 @@ struct Running<'a> {
 /// Ends this process when the one that started it ends, if that one asked for it: no step goes on
 /// without its study, and writes where the next one works.
 pub fn end_with_parent() {
-    #[cfg(target_os = "linux")]
     if let Some(parent) = std::env::var_os(ENDS_WITH_PARENT) {
-        use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-        // Where the system does not know this, locks still hold.
-        let _ = set_parent_process_death_signal(Some(Signal::KILL));
-        // It may have ended before that.
-        let parent = parent.to_str().and_then(|text| text.parse().ok());
-        if parent.is_some_and(|parent: i32| parent != Pid::as_raw(getppid())) {
-            std::process::exit(1);
-        }
+        processes::end_with(parent.to_str().and_then(|text| text.parse().ok()));
     }
 }
 
@@ -86,6 +79,7 @@ impl Runner {
             let what = format!("{} is not there; {step} needs it", path.display());
             return Err(UsageError(what).into());
         }
+        processes::hold_children()?;
         let depends_on = dependencies(steps)?;
         let mut tally = Tally::default();
         let mut finished: BTreeSet<&str> = BTreeSet::new();
@@ -262,9 +256,7 @@ fn last_error(log: &Path) -> Option<String> {
 /// Asks processes to stop, and waits until they have.
 fn stop(running: Vec<Running<'_>>) {
     for mut of in running {
-        let id = rustix::process::Pid::from_child(&of.child);
-        // It may have ended by itself a moment ago.
-        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        processes::ask(&mut of.child);
         let _ = of.child.wait();
     }
 }

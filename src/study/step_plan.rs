@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use evaluate::tasks::{TaskOption, TaskSpec};
 use serde_json::{Value, json};
+use train::objectives;
 use train::recipe::{Init, ModelSettings, overlay};
 
 use super::recipe::{BuildSettings, StudyData, Training, checked};
@@ -33,6 +34,28 @@ fn weights_of(document: &Value) -> &'static str {
     match document.get("validation").is_some_and(|v| !v.is_null()) {
         true => "run/best.safetensors",
         false => "run/model.safetensors",
+    }
+}
+
+/// Takes facts about the study's model out of the recipe of a run that does not read them: others of its runs do.
+fn leave_unread(document: &mut Value) {
+    let is_measured = document.get("validation").is_some_and(|v| !v.is_null());
+    let objectives = document.get("objectives").and_then(Value::as_array);
+    let names =
+        (objectives.into_iter().flatten()).filter_map(|objective| objective.get("name")?.as_str());
+    let specs: Vec<_> = names
+        .filter_map(|name| objectives::spec(name).ok())
+        .collect();
+    let is_read = |key: &str| match key {
+        "routing" => is_measured,
+        "decoder_depth" | "tied_words" => {
+            let setting = format!("model.{key}");
+            specs.iter().any(|spec| spec.reads(&setting))
+        }
+        _ => true,
+    };
+    if let Some(Value::Object(model)) = document.get_mut("model") {
+        model.retain(|key, _| is_read(key));
     }
 }
 
@@ -125,6 +148,7 @@ impl<'a> StepPlan<'a> {
         });
         overlay(&mut document, &ours);
         overlay(&mut document, over);
+        leave_unread(&mut document);
         let mut draft = Draft::new("recipe.yaml", document);
         draft.paths.push(("/data/folder".into(), self.arrow()));
         if let Word::Path(place) = self.tokenizer() {
@@ -170,6 +194,7 @@ impl<'a> StepPlan<'a> {
             "data": data,
         });
         overlay(&mut document, &ours);
+        leave_unread(&mut document);
         let mut draft = Draft::new("recipe.yaml", document);
         let paths = [
             ("/data/folder", Place::Outside(folder.into())),

@@ -234,6 +234,7 @@ fn of_several_models_in_a_folder_loaders_choice_is_taken_with_a_note() {
     assert_says(&said, "consolidated.safetensors");
 }
 
+#[cfg(unix)]
 #[test]
 fn a_model_in_the_cache_of_the_hub_is_read_as_it_is() {
     let case = Case::new("variant-files");

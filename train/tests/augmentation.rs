@@ -54,6 +54,7 @@ fn views(examples: Sided, augmentation: &Augmentation) -> Vec<Vec<f32>> {
             vocabulary: 101,
             rule: TextRule::Verbatim,
             padding_id: None,
+            ends_at_largest: false,
         },
     };
     let needs = Needs {

@@ -4,6 +4,7 @@
 mod augmentation;
 mod checks;
 mod counted;
+mod crossings;
 mod eve;
 mod eve_model;
 mod expert_runs;

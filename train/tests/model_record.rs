@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use evaluate::models::{Config, Multiway, Overrides};
+use evaluate::models::{Config, Multiway, Overrides, ShallowAttention};
 use merge::convert::{Conversion, Expansion};
 use merge::execute::{RunOptions, in_memory};
 use merge::io::{OpenOptions, WriteOptions, Writer};
@@ -57,12 +57,14 @@ fn trained_weights_say_of_their_model_what_tensors_do_not() {
     assert_eq!((expected.n_heads, expected.fusion_start), (2, 1));
     let found = config(&checkpoint, &Overrides::default()).expect("known");
     assert_eq!(found, expected);
-    // An explicit setting wins.
+    // A setting may say the same.
     let said = Overrides {
-        fusion_start: Some(2),
+        n_heads: Some(2),
+        fusion_start: Some(1),
+        text_table_len: Some(20),
         ..Overrides::default()
     };
-    assert_eq!(config(&checkpoint, &said).expect("known").fusion_start, 2);
+    assert_eq!(config(&checkpoint, &said).expect("known"), expected);
     let run = RunOptions::default();
     // Files made of the weights have it, too.
     let layout = layouts::detect(&checkpoint).expect("a layout");
@@ -80,6 +82,79 @@ fn trained_weights_say_of_their_model_what_tensors_do_not() {
         let found = config(&Arc::new(made), &Overrides::default()).expect("known");
         let sizes = (found.n_heads, found.fusion_start, found.image_size);
         assert_eq!(sizes, (2, 1, image_size));
+    }
+}
+
+/// The error for a setting.
+fn refused(checkpoint: &Arc<Checkpoint>, overrides: &Overrides, expected: &str) {
+    let found = config(checkpoint, overrides);
+    let said = found.expect_err(expected).to_string();
+    assert!(said.contains(expected), "{expected}: {said}");
+}
+
+#[test]
+fn a_setting_that_contradicts_the_record_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (checkpoint, _) = trained(folder.path());
+    for start in [0, 2, 3, 99] {
+        let overrides = Overrides {
+            fusion_start: Some(start),
+            ..Overrides::default()
+        };
+        let expected = format!("`fusion_start` is 1 by the file's own record, but {start} was");
+        refused(&checkpoint, &overrides, &expected);
+    }
+    let record = r#"{"family": "multiway", "heads": 2, "fusion_start": 1, "text_table_len": 20,
+                     "shallow_attention": "per_modality"}"#;
+    let said = rewritten(&checkpoint, record, &folder.path().join("said.safetensors"));
+    let joint = Overrides {
+        shallow_attention: Some(ShallowAttention::Joint),
+        ..Overrides::default()
+    };
+    refused(&said, &joint, "`shallow_attention` is PerModality by");
+    // A record that does not say how leaves the choice.
+    let chosen = config(&checkpoint, &joint)
+        .expect("known")
+        .shallow_attention;
+    assert_eq!(chosen, ShallowAttention::Joint);
+}
+
+#[test]
+fn a_fusion_start_is_one_that_the_model_can_have() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (checkpoint, _) = trained(folder.path());
+    let record = r#"{"family": "multiway", "heads": 2, "text_table_len": 20}"#;
+    let untold = rewritten(
+        &checkpoint,
+        record,
+        &folder.path().join("untold.safetensors"),
+    );
+    let of = |start| Overrides {
+        fusion_start: Some(start),
+        ..Overrides::default()
+    };
+    // As many as there are blocks: none joins text and image.
+    for start in [0, 2, 3] {
+        let found = config(&untold, &of(start)).expect("known").fusion_start;
+        assert_eq!(found, start);
+    }
+    refused(
+        &untold,
+        &of(4),
+        "`fusion_start` is 4, but there are 3 blocks",
+    );
+    // Experts tell the block, with a record or without.
+    let layout = layouts::detect(&checkpoint).expect("a layout");
+    let plan = Expansion::to(Form::AllSpecific).plan(Arc::clone(&checkpoint), layout.as_ref());
+    let specific = in_memory(&plan.expect("a plan"), &RunOptions::default(), &Silent);
+    let path = folder.path().join("specific.safetensors");
+    let specific = rewritten(&specific.expect("made"), record, &path);
+    assert_eq!(config(&specific, &of(1)).expect("known").fusion_start, 1);
+    for start in [0, 2] {
+        let expected = format!(
+            "`fusion_start` is 1, the first block with a vision_language expert, but {start}"
+        );
+        refused(&specific, &of(start), &expected);
     }
 }
 

@@ -28,6 +28,7 @@ fn batch(padding: Padding, n: usize) -> Batch {
             padding,
             rule: TextRule::Verbatim,
             padding_id: None,
+            ends_at_largest: false,
             vocabulary: 101,
         },
     };
@@ -127,6 +128,7 @@ fn one_place_behind_the_longest_text_is_padding_where_the_first_such_place_count
         vocabulary: 101,
         rule: TextRule::Verbatim,
         padding_id: None,
+        ends_at_largest: false,
     };
     // Never beyond the model's length.
     for (lengths, padded) in [

@@ -200,6 +200,33 @@ fn another_recipe_does_not_go_on_with_a_state() {
 }
 
 #[test]
+fn another_tokenizer_at_the_same_path_does_not_go_on_with_a_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = folder.path().join("vocab.txt");
+    let text = std::fs::read_to_string(path("real/vocab.txt")).expect("a vocabulary");
+    std::fs::write(&words, &text).expect("written");
+    let setting = format!("data.tokenizer={}", words.display());
+    let recipe = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &[&setting]);
+    let place = folder.path().join("run");
+    run(&recipe, &place, &StopAfter::steps(1)).expect("it runs");
+    // The last two words change places: as many bytes, other ids.
+    let mut lines: Vec<&str> = text.lines().collect();
+    let n = lines.len();
+    lines.swap(n - 2, n - 1);
+    let other = lines.join("\n") + "\n";
+    assert_eq!(other.len(), text.len());
+    std::fs::write(&words, other).expect("written");
+    let error = run(&recipe, &place, &merge::progress::Silent);
+    let said = error.expect_err("another tokenizer").to_string();
+    assert!(
+        said.contains("other data") && said.contains("tokenizer vocab.txt: "),
+        "{said}"
+    );
+    std::fs::write(&words, text).expect("written");
+    run(&recipe, &place, &merge::progress::Silent).expect("it goes on");
+}
+
+#[test]
 fn recipes_that_cannot_be_are_refused_with_the_key() {
     let whole = recipe("ckpt/ufo_pretrain.ckpt", PRETRAIN, &[]);
     let yaml = whole.to_yaml().expect("YAML");
@@ -224,4 +251,139 @@ fn recipes_that_cannot_be_are_refused_with_the_key() {
         let error = parse(&[setting]).expect_err(setting).to_string();
         assert!(error.contains(expected), "{setting}: {error}");
     }
+}
+
+#[test]
+fn settings_that_nothing_reads_are_refused_and_defaults_are_not() {
+    let whole = |objectives: &str| recipe("ckpt/ufo_pretrain.ckpt", objectives, &[]);
+    let parse = |objectives: &str, setting: &str| {
+        let yaml = whole("[{ name: retrieval }]").to_yaml().expect("YAML");
+        let settings = [format!("objectives={objectives}"), setting.to_owned()];
+        TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &settings)
+    };
+    for (objectives, setting, key) in [
+        (
+            "[{name: itc}]",
+            "masking.probability=0.3",
+            "masking.probability",
+        ),
+        (
+            "[{name: ar}]",
+            "masking.every_place=true",
+            "masking.every_place",
+        ),
+        ("[{name: random_itm}]", "other_texts=3", "other_texts"),
+        (
+            "[{name: mlm}]",
+            "image_masking={tokenizer: x}",
+            "image_masking",
+        ),
+        (
+            "[{name: itc}]",
+            "model.decoder_depth=2",
+            "model.decoder_depth",
+        ),
+        (
+            "[{name: itc}]",
+            "model.tied_words=false",
+            "model.tied_words",
+        ),
+        ("[{name: itc}]", "optim.trust=0.1", "optim.trust"),
+        (
+            "[{name: itc}]",
+            "optim={rule: lars, beta2: 0.9}",
+            "optim.beta2",
+        ),
+        (
+            "[{name: itc}]",
+            "optim.loss_scale.initial=8",
+            "optim.loss_scale",
+        ),
+    ] {
+        let error = parse(objectives, setting).expect_err(setting).to_string();
+        let expected = format!("`{key}`: ");
+        assert!(
+            error.contains(&expected) && error.contains("leave it out"),
+            "{setting}: {error}"
+        );
+    }
+    for (name, group, setting) in [
+        ("ar", "language", "forward_weight: 0.5"),
+        ("ar", "language", "reverse_weight: 0.5"),
+        ("captioning", "language", "span_corruption: 0.5"),
+        ("ar", "language", "suffix: 0.3"),
+        ("prefix_lm", "language", "forward_weight: 0.5"),
+        ("prefix_lm", "language", "as_published: true"),
+        ("flm", "language", "suffix: 0.3"),
+        ("flm", "language", "as_published: true"),
+        ("nce", "contrast", "beta: 0.5"),
+        ("nce", "contrast", "block: 2"),
+        ("itc", "contrast", "smoothing: 0.1"),
+        ("nce", "pairs", "by_image: true"),
+        ("mlm", "signal", "image_ratio: 0.5"),
+    ] {
+        let objectives = format!("[{{name: {name}, {group}: {{{setting}}}}}]");
+        let error = parse(&objectives, "seed=1").expect_err(setting).to_string();
+        let expected = format!("`{name}` does not read it: only ");
+        assert!(
+            error.contains(&expected) && error.contains(group),
+            "{objectives}: {error}"
+        );
+    }
+    // Who reads a setting may have it, and a recipe may say what holds anyway.
+    for (objectives, setting) in [
+        ("[{name: itc}, {name: mlm}]", "masking.probability=0.3"),
+        ("[{name: ranking}]", "other_texts=3"),
+        (
+            "[{name: itc}]",
+            "masking={probability: 0.15, whole_word: true}",
+        ),
+        ("[{name: itc}]", "optim={rule: lars, trust: 0.1}"),
+        (
+            "[{name: flm, language: {suffix: 0.5, reverse_weight: 0.5}}]",
+            "seed=1",
+        ),
+        (
+            "[{name: nce, contrast: {beta: 0.1, smoothing: 0.1}}]",
+            "seed=1",
+        ),
+        ("[{name: itc}]", "other_texts=15"),
+    ] {
+        let parsed = parse(objectives, setting);
+        assert!(parsed.is_ok(), "{objectives} {setting}: {:?}", parsed.err());
+    }
+    let yaml = whole(PRETRAIN).to_yaml().expect("YAML");
+    TrainRecipe::parse(&yaml, Path::new("recipe.yaml"), &[])
+        .expect("all settings at their defaults");
+}
+
+#[test]
+fn settings_that_only_a_model_or_a_measurement_could_read_are_refused_before_the_run() {
+    for (setting, key) in [
+        ("optim.lr_mult=10", "optim.lr_mult"),
+        ("optim.head_weight_decay=0.5", "optim.head_weight_decay"),
+        ("model.routing=capacity", "model.routing"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let recipe = recipe(
+            "ckpt/ufo_pretrain.ckpt",
+            "[{ name: retrieval }]",
+            &[setting],
+        );
+        let error = run(&recipe, folder.path(), &merge::progress::Silent);
+        let said = error.expect_err(setting).to_string();
+        assert!(
+            said.contains(key) && said.contains("leave it out"),
+            "{setting}: {said}"
+        );
+    }
+    // Named variables are a head.
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = [
+        "optim.lr_mult=10",
+        "optim.heads=[text_embeddings]",
+        "length={steps: 1}",
+    ];
+    let recipe = recipe("ckpt/ufo_pretrain.ckpt", "[{ name: retrieval }]", &settings);
+    run(&recipe, folder.path(), &merge::progress::Silent).expect("it runs");
 }

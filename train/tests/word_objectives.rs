@@ -286,6 +286,7 @@ fn loader(n_images: usize, seed: u64) -> Loader {
             padding: Padding::Longest,
             rule: TextRule::Verbatim,
             padding_id: None,
+            ends_at_largest: false,
             vocabulary: 101,
         },
     };

@@ -11,6 +11,7 @@ use arrow_array::builder::{
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
+use merge::platform;
 
 use super::plan::{Cell, Kind};
 use crate::{Error, Result};
@@ -138,8 +139,7 @@ impl Writer {
             } else {
                 folder
             };
-            let synced = File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(|source| Error::io("sync", folder, source))?;
+            platform::sync_folder(folder).map_err(|source| Error::io("sync", folder, source))?;
         }
         Ok(self.n_rows)
     }

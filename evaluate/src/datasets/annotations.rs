@@ -14,12 +14,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
 use csv::{ByteRecord, ReaderBuilder};
+use merge::platform;
 use rayon::prelude::*;
 
 use super::left_out::Omission;
@@ -140,15 +140,16 @@ impl Annotations {
     /// As [`open`](Self::open)'s.
     pub fn of_file(path: &Path, pictures: &Path, half: Half) -> Result<Self> {
         let opened = || File::open(path).map_err(|source| Error::io("open", path, source));
-        let file = opened()?;
+        let mut file = opened()?;
         let metadata = file.metadata();
         let metadata = metadata.map_err(|source| Error::io("open", path, source))?;
         if !metadata.is_file() {
             return Err(Error::NotAFile { path: path.into() });
         }
         let mut start = [0; 64];
-        let n_seen =
-            (file.read_at(&mut start, 0)).map_err(|source| Error::io("read", path, source))?;
+        let n_seen = platform::read_at(&file, &mut start, 0)
+            .and_then(|n_seen| file.rewind().map(|()| n_seen))
+            .map_err(|source| Error::io("read", path, source))?;
         merge::io::require_fetched(path, &start[..n_seen])?;
         let n_read = Rc::new(Cell::new(0));
         let mut rows = ReaderBuilder::new()

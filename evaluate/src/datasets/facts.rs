@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use merge::io::FileBytes;
+use merge::platform;
 use merge::provenance::hexadecimal;
 use merge::remote::address::is_address;
 use rayon::prelude::*;
@@ -62,7 +62,7 @@ impl FileFacts {
         let mut buffer = vec![0; END_BYTES as usize];
         let mut add = |from: u64, n: u64| {
             let n = n.min(n_bytes.saturating_sub(from)) as usize;
-            file.read_exact_at(&mut buffer[..n], from).map_err(failed)?;
+            platform::read_exact_at(&file, &mut buffer[..n], from).map_err(failed)?;
             hash.update(&buffer[..n]);
             Ok::<(), Error>(())
         };
@@ -221,13 +221,12 @@ mod tests {
         touched(&path, 1);
         let long = facts();
         // Between two pieces.
-        file.write_at(b"x", END_BYTES + PIECE_BYTES + 7)
-            .expect("written");
+        platform::write_all_at(&file, b"x", END_BYTES + PIECE_BYTES + 7).expect("written");
         touched(&path, 2);
         let changed = facts();
         assert_ne!(changed, long);
         assert_eq!(changed.without_time(), long.clone().without_time());
-        file.write_at(b"x", WHOLE_BYTES).expect("written");
+        platform::write_all_at(&file, b"x", WHOLE_BYTES).expect("written");
         touched(&path, 1);
         assert_ne!(facts().without_time(), long.without_time(), "the last byte");
     }

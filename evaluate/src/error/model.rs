@@ -1,13 +1,22 @@
 //! Reasons to refuse a checkpoint with the given settings.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// A checkpoint in messages; one that was drawn or merged in memory has no file.
+fn named(path: &Path) -> std::path::Display<'_> {
+    let no_file = Path::new("the weights in memory, of `init.synth` or the like");
+    match path.as_os_str().is_empty() {
+        true => no_file.display(),
+        false => path.display(),
+    }
+}
 
 /// A reason to refuse a checkpoint with the given settings.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelFault {
     /// A checkpoint is of a family that cannot be run.
-    #[error("{}: layout {layout} cannot be run", path.display())]
+    #[error("{}: layout {layout} cannot be run", named(path))]
     NotRunnable {
         /// The checkpoint.
         path: PathBuf,
@@ -33,7 +42,7 @@ pub enum ModelFault {
         room: usize,
     },
     /// A checkpoint does not tell a size.
-    #[error("{}: does not tell {what}", path.display())]
+    #[error("{}: does not tell {what}", named(path))]
     UnknownSize {
         /// The checkpoint.
         path: PathBuf,
@@ -41,7 +50,7 @@ pub enum ModelFault {
         what: &'static str,
     },
     /// Sizes of a checkpoint do not fit together.
-    #[error("{}: {fault}", path.display())]
+    #[error("{}: {fault}", named(path))]
     BadSize {
         /// The checkpoint.
         path: PathBuf,
@@ -49,7 +58,10 @@ pub enum ModelFault {
         fault: String,
     },
     /// A number of a checkpoint is none that a model can compute with.
-    #[error("{}: `{key}` is {value}, and no pass can compute with it; give a checkpoint from before the run diverged", path.display())]
+    #[error(
+        "{}: `{key}` is {value}, and no pass can compute with it; give a checkpoint from before the run diverged",
+        named(path)
+    )]
     BadNumber {
         /// The checkpoint.
         path: PathBuf,
@@ -74,4 +86,20 @@ pub enum ModelFault {
         /// The family.
         family: &'static str,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_without_a_file_is_named_in_messages() {
+        let fault = |path: &str| ModelFault::BadSize {
+            path: path.into(),
+            fault: "it is too small".into(),
+        };
+        let said = fault("").to_string();
+        assert!(said.starts_with("the weights in memory"), "{said}");
+        assert_eq!(fault("a.pt").to_string(), "a.pt: it is too small");
+    }
 }

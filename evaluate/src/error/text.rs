@@ -14,6 +14,21 @@ pub enum TextFault {
         /// Names of the one that is not.
         lacks: String,
     },
+    /// A token that is larger than the end of texts, for a model that takes the row of the largest token for the text's.
+    #[error(
+        "{}: token `{token}` ({id}) is larger than the end of texts ({end}), but the model takes the row of a text's largest \
+         token for that of its end", path.display()
+    )]
+    NotTheEnd {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// The id of the end.
+        end: u32,
+    },
     /// A folder holds no tokenizer.
     #[error(
         "{}: the folder holds neither tokenizer.json, nor vocab.json with merges.txt, nor dict.txt with \
@@ -95,6 +110,10 @@ impl TextFault {
             Self::NoWords { .. } => Some("leave it out of the data"),
             Self::NoImageNumber { .. } => Some("leave out --predictions"),
             Self::NoWordBoundaries { .. } => Some("mask single tokens: `whole_word: false`"),
+            Self::NotTheEnd { .. } => Some(
+                "give a tokenizer whose end is its last token, or name the end in the model's configuration: \
+                 `eos_token_id` of `text_config`",
+            ),
         }
     }
 }

@@ -38,6 +38,10 @@ pub struct GramJob<'a> {
     pub with_shared: bool,
     /// Further settings that the sums depend on. A run goes on only where the one before had the same.
     pub identity: Value,
+    /// A hash of everything beside the weights that decides what the model makes of an example.
+    pub reading: Option<String>,
+    /// Settings that decide which examples go through the model, by the names that errors give them.
+    pub chosen_by: BTreeMap<String, String>,
     /// The file to write; sums that are not complete lie beside it.
     pub out: PathBuf,
     /// Time between two saves of sums that are not complete.
@@ -57,6 +61,20 @@ pub struct GramSums<'a> {
     n_kept: usize,
 }
 
+/// Everything that decides which examples are in a part of the data, and which layers are recorded.
+fn parted_by(job: &GramJob<'_>, n_batches: usize) -> BTreeMap<String, String> {
+    let mut all = job.chosen_by.clone();
+    all.extend([
+        (
+            "--batch-size".to_owned(),
+            job.runner.batch_size().to_string(),
+        ),
+        ("--shared".to_owned(), job.with_shared.to_string()),
+        ("the number of batches".to_owned(), n_batches.to_string()),
+    ]);
+    all
+}
+
 /// Sums of all ranks, by the names of their layers, and the record of their data.
 pub type Summed = (BTreeMap<String, Gram>, GramRecord);
 
@@ -69,10 +87,16 @@ impl<'a> GramSums<'a> {
         let mut batches = job
             .task
             .gram_batches(job.runner.model(), job.runner.batch_size());
-        if let Some(shard) = job.shard {
+        let shard = job.shard.filter(|shard| shard.of() > 1);
+        let parted_by = match shard {
+            Some(_) => parted_by(&job, batches.len()),
+            None => BTreeMap::new(),
+        };
+        if let Some(shard) = shard {
             batches = shard.take(batches);
         }
-        let (n_batches, ranks) = (batches.len(), job.runner.ranks());
+        let n_batches = batches.len();
+        let ranks = job.runner.ranks();
         let side = job.runner.model().input().image.side;
         let record = GramRecord {
             data: vec![job.data.clone()],
@@ -82,9 +106,9 @@ impl<'a> GramSums<'a> {
             counts_padding: job.counts_padding,
             rows: BTreeMap::new(),
             settings: BTreeMap::from([("image_size".to_owned(), side.to_string())]),
-            shards: (job.shard.into_iter())
-                .filter(|shard| shard.of() > 1)
-                .collect(),
+            reading: job.reading.clone(),
+            shards: shard.into_iter().collect(),
+            parted_by,
         };
         let of = key_of(&json!({
             "record": record,

@@ -249,6 +249,8 @@ impl LayerwiseJob<'_> {
             counts_padding: self.counts_padding,
             with_shared: true,
             identity,
+            reading: None,
+            chosen_by: BTreeMap::new(),
             out: whole.clone(),
             save_every: self.save_every,
         })?;

@@ -1,5 +1,6 @@
 //! A model that is not loaded yet.
 
+use candle_core::{DType, Device};
 use merge::layouts::ModelRecord;
 
 use super::{Branch, Grouping, Head, Model, ModelInput};
@@ -92,7 +93,62 @@ pub struct Activations<'a> {
     pub are_recomputed: bool,
     /// Branches of features in one pass; empty where nothing is contrasted.
     pub branches: &'a [Branch],
+    /// The dtype of blocks that are graphs of candle's operations; `None` where they run on slices.
+    pub graphs: Option<DType>,
 }
+
+/// The dtype in which blocks are graphs: on every device but a processor in f32.
+#[must_use]
+pub fn dtype_of_graphs(device: &Device, dtype: DType) -> Option<DType> {
+    let is_on_slices = device.is_cpu() && dtype == DType::F32;
+    (!is_on_slices).then_some(dtype)
+}
+
+/// A block of a transformer, for an estimate of its memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockSizes {
+    pub(super) width: usize,
+    pub(super) ffn_width: usize,
+    pub(super) heads: usize,
+    /// Tokens that a token attends to.
+    pub(super) keys: usize,
+}
+
+impl BlockSizes {
+    /// Bytes that the graph of a block keeps for each token: the outputs of all its operations. Norms, and scores with their
+    /// softmax, are computed in f32 or wider.
+    fn graph_bytes(self, dtype: DType) -> u64 {
+        let Self {
+            width,
+            ffn_width,
+            heads,
+            keys,
+        } = self;
+        let bytes = dtype.size_in_bytes();
+        let is_half = bytes < 4;
+        // Centered, squared, divided, times weight, plus bias; of 16 bits also widened and narrowed.
+        let norm = match is_half {
+            true => 4 * 4 * width + 3 * bytes * width,
+            false => 5 * bytes * width,
+        };
+        // Packed projections with and without bias (6), queries, keys and values by head, scaled and transposed (5), mixed (2),
+        // the projection's product, sum, scale and residual (4), as many behind the FFN, input and output apart (2).
+        let plain = bytes * (23 * width + 3 * ffn_width);
+        // Product, with the position bias, less the largest, raised, divided; of 16 bits also widened and narrowed.
+        let scores = match is_half {
+            true => 2 * bytes + 4 * 5,
+            false => 5 * bytes,
+        };
+        (2 * norm + plain + scores * heads * keys) as u64
+    }
+}
+
+/// Blocks' worth of graphs that the block at work takes in its backward pass: gradients by what it has kept.
+const GRAPHS_AT_WORK: u64 = 1;
+
+/// The memory of a block's graph over that of the same block on slices, in numbers, where nothing is counted: as for blocks of the
+/// multiway family of base size.
+const GRAPH_OVER_SLICES: u64 = 3;
 
 /// Blocks' worth of activations that the block at work takes in its backward pass, as measured.
 pub(super) const AT_WORK: u64 = 3;
@@ -107,12 +163,37 @@ impl Activations<'_> {
         width: usize,
         whole: usize,
     ) -> u64 {
-        let per_number = 4 * self.n_examples as u64 * n_tokens as u64;
+        let per_number = match self.graphs {
+            None => 4 * self.n_examples as u64 * n_tokens as u64,
+            Some(dtype) => {
+                let bytes = dtype.size_in_bytes() as u64 * GRAPH_OVER_SLICES;
+                bytes * self.n_examples as u64 * n_tokens as u64
+            }
+        };
         let kept = match self.are_recomputed && width > 0 {
             true => width,
             false => whole,
         };
         per_number * (n_blocks as u64 * kept as u64 + AT_WORK * whole as u64)
+    }
+
+    /// Bytes of `n_blocks` blocks of `n_tokens` tokens a sequence that are graphs in `dtype`, and of the block at work.
+    pub(super) fn of_graphs(
+        &self,
+        dtype: DType,
+        n_blocks: usize,
+        n_tokens: usize,
+        sizes: BlockSizes,
+    ) -> u64 {
+        let n_tokens = self.n_examples as u64 * n_tokens as u64;
+        let whole = sizes.graph_bytes(dtype);
+        let kept = match self.are_recomputed {
+            // Its input, twice: as it came and as the output of the block before.
+            true => 2 * (dtype.size_in_bytes() * sizes.width) as u64,
+            false => whole,
+        };
+        let at_work = GRAPHS_AT_WORK + u64::from(self.are_recomputed);
+        n_tokens * (n_blocks as u64 * kept + at_work * whole)
     }
 }
 

@@ -212,6 +212,7 @@ mod tests {
                 vocabulary: 10,
                 rule: crate::text::TextRule::Verbatim,
                 padding_id: None,
+                ends_at_largest: false,
             },
         });
         assert!(check_settings(&towers, [Setting::Heads]).is_ok());

@@ -28,7 +28,7 @@ pub mod towers;
 pub mod two_towers;
 pub mod vit_classifier;
 
-pub use blueprint::{Activations, Blueprint, Setting};
+pub use blueprint::{Activations, Blueprint, Setting, dtype_of_graphs};
 pub use clip::Clip;
 pub use dvae::Dvae;
 pub use eve::Eve;

@@ -274,8 +274,9 @@ impl Similarity {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn logits(&self, images: &Tensor, texts: &Tensor) -> Result<Tensor> {
+        let [images, texts] = [images, texts].map(|features| features.to_dtype(DType::F32));
         let scale = self.scale.to_dtype(DType::F32)?;
-        let logits = images.matmul(&texts.t()?)?.broadcast_mul(&scale)?;
+        let logits = images?.matmul(&texts?.t()?)?.broadcast_mul(&scale)?;
         Ok(match &self.bias {
             Some(bias) => logits.broadcast_add(&bias.to_dtype(DType::F32)?)?,
             None => logits,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use merge::execute::{RunOptions, in_memory};
 use merge::io::{OpenOptions, SourceFile};
-use merge::provenance::Provenance;
+use merge::provenance::{Hashes, Provenance};
 use merge::{Checkpoint, MergePlan, MergeRecipe, Progress};
 
 use crate::Result;
@@ -42,6 +42,23 @@ impl Source {
         match self {
             Self::Checkpoint(checkpoint) => checkpoint.info().files.clone(),
             Self::Plan(plan) => plan.files(),
+        }
+    }
+
+    /// Whether gram files and other files beside the models of a merge are of these models, by the record of its
+    /// [`files`](Self::files).
+    ///
+    /// # Errors
+    /// As [`MergePlan::check_grams`].
+    pub fn check(
+        &self,
+        record: &Provenance,
+        hashes: &Hashes,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        match self {
+            Self::Checkpoint(_) => Ok(()),
+            Self::Plan(plan) => Ok(plan.check_grams(record, hashes, progress)?),
         }
     }
 

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Result, Tensor};
 
 use super::cpu;
 use super::cpu::cross_entropy::CrossEntropy;
+use crate::crossing;
 
 /// The mean of `−ln softmax(logits)[target]` over rows: `logits: (n, classes)`, a target for each
 /// row. Computed in f32 or wider.
@@ -24,7 +25,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let largest = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&largest)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    let targets = crossing::to_device(targets.to_vec(), (targets.len(), 1), logits.device())?;
     (log_sum - shifted.gather(&targets, D::Minus1)?)?.mean_all()
 }
 
@@ -44,7 +45,7 @@ pub(super) fn check_targets(targets: &[u32], (n, classes): (usize, usize)) -> Re
 /// # Errors
 /// When the device fails.
 pub fn n_right(logits: &Tensor, targets: &[u32]) -> Result<f64> {
-    let best: Vec<u32> = logits.detach().argmax(D::Minus1)?.to_vec1()?;
+    let best: Vec<u32> = crossing::to_memory(&logits.detach().argmax(D::Minus1)?)?;
     Ok(best.iter().zip(targets).filter(|(a, b)| a == b).count() as f64)
 }
 

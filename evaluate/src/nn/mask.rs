@@ -1,5 +1,6 @@
 //! Masks: the tokens that attention may read.
 
+use crate::crossing;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// The keys that each query sees, as numbers added to attention scores: 0 where it sees, the model's value for "hidden"
@@ -92,7 +93,7 @@ impl Mask {
                     true => 0.0,
                     false => f32::NEG_INFINITY,
                 });
-                Tensor::from_vec(added.collect::<Vec<f32>>(), (1, 1, n, m), device)
+                crossing::to_device(added.collect::<Vec<f32>>(), (1, 1, n, m), device)
             }
         }
     }
@@ -105,7 +106,7 @@ impl Mask {
         if matches!(self, Self::Causal) {
             return Ok(Vec::new());
         }
-        let added: Vec<f32> = self.as_padding()?.flatten_all()?.to_vec1()?;
+        let added: Vec<f32> = crossing::to_memory(self.as_padding()?)?;
         Ok(added.into_iter().map(|added| added == 0.0).collect())
     }
 

@@ -7,6 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use merge::random::Draws;
 
 use super::GivenDrops;
+use crate::crossing;
 
 /// Drop path and dropout of one pass.
 ///
@@ -76,10 +77,10 @@ impl Omission {
             let raised = raised(probability);
             let factor = |&kept: &u8| if kept == 0 { 0.0 } else { raised };
             let factors: Vec<f32> = kept.iter().map(factor).collect();
-            return Tensor::from_vec(factors, n, device).map(Some);
+            return crossing::to_device(factors, n, device).map(Some);
         }
         let factors = self.factors(&format!("{block}.{branch}"), probability, self.first, n);
-        Tensor::from_vec(factors, n, device).map(Some)
+        crossing::to_device(factors, n, device).map(Some)
     }
 
     /// Leaves out numbers of `x: (b, ...)` and scales the others up. Draws go by example, and within it by
@@ -128,8 +129,8 @@ pub(super) fn keep_or_drop(draws: &mut [f32], probability: f64) {
 
 /// `x` with a factor for every number.
 pub(super) fn scaled(x: &Tensor, factors: Vec<f32>) -> Result<Tensor> {
-    let factors = Tensor::from_vec(factors, x.shape(), &Device::Cpu)?;
-    x * factors.to_device(x.device())?.to_dtype(x.dtype())?
+    let factors = crossing::to_device(factors, x.shape(), x.device())?;
+    x * factors.to_dtype(x.dtype())?
 }
 
 #[cfg(test)]

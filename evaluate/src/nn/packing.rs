@@ -9,6 +9,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::cpu::sequences::Spans;
 use super::{Dropping, Host, Mask};
+use crate::crossing;
 use crate::nn::omission::scaled;
 
 /// The rows of texts `(b, t)` that are computed: the first ones of each.
@@ -181,7 +182,7 @@ fn select(x: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
     let rows: Vec<u32> = rows.map(|row| row as u32).collect();
     let n = rows.len();
     x.contiguous()?
-        .index_select(&Tensor::from_vec(rows, n, x.device())?, 0)
+        .index_select(&crossing::to_device(rows, n, x.device())?, 0)
 }
 
 /// The pairs of packed rows of which one looks at the other, and the hidden ones among them.

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::{Gradients, Host, Pass, Recorded, is_leaf};
 use crate::Weights;
+use crate::crossing;
 use crate::weights::Init;
 
 /// The bias table of all blocks, and which row serves which pair.
@@ -96,7 +97,7 @@ impl RelativePosition {
         Ok(Pairs {
             table: self.table.clone(),
             transposed: self.table.t()?.contiguous()?,
-            rows: Tensor::from_vec(rows, n * n, self.table.device())?,
+            rows: crossing::to_device(rows, n * n, self.table.device())?,
             n,
             heads: self.heads,
         })

@@ -3,9 +3,10 @@
 
 use std::fmt::Write;
 
+use merge::distance::heat_map::escape;
+
 use super::curve::{Frame, HEIGHT, WIDTH, description};
 use super::document::Chart;
-use super::heat_map::escape;
 
 /// Height of a row of the legend, and where its second column begins.
 const ROW: f64 = 17.0;

@@ -5,8 +5,9 @@
 
 use std::fmt::Write;
 
+use merge::distance::heat_map::escape;
+
 use super::document::{Curve, CurvePoint};
-use super::heat_map::escape;
 use super::labels;
 
 /// Size in SVG units, which are pixels on a phone.

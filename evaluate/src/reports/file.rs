@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use merge::distance::report::{self as distances, DistanceReport};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::distances::{self, DistanceReport};
 use super::{Course, Item, Report, SCHEMA, html};
 use crate::text::file;
 use crate::{Error, ReportFault, Result};

@@ -1,12 +1,13 @@
 //! One page that holds everything: no other file, no script, no network.
 
 use askama::Template;
+use merge::distance::heat_map;
 
 use super::course::{Chapter, Course};
 use super::document::{Cell, Chart, Document, Grid, Placed, RowKind};
 use super::published::Status;
 use super::scoreboard::{self, ScoreTable, Scoreboard};
-use super::{Example, Item, chart, curve, document, heat_map, labels};
+use super::{Example, Item, chart, curve, document, labels};
 use crate::{Error, ReportFault, Result};
 
 const STYLE: &str = include_str!("../../templates/report.css");
@@ -252,7 +253,7 @@ impl Page<'_> {
         let data: Vec<&str> = data.into_iter().flatten().map(String::as_str).collect();
         add("Task and data", data.join(" · "), false);
         for (what, &n) in &result.counts {
-            add(what, labels::grouped(n), false);
+            add(what, merge::grouped(n), false);
         }
         if let Some(point) = &result.point {
             add(&point.parameter, point.value.to_string(), false);

@@ -111,19 +111,6 @@ pub fn printed(percent: f64) -> String {
     }
 }
 
-/// A whole number in groups of three digits.
-pub fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// A size for people, in powers of ten.
 pub fn bytes(n_bytes: u64) -> String {
     let units = ["kB", "MB", "GB", "TB"];

@@ -4,7 +4,7 @@
 //! of exporters.
 //!
 //! 1. [`measure`] makes [`Measurement`]s and [`Comparison`]s of samples; a [`Report`] holds them.
-//! 2. [`mod@file`] writes and reads reports, and the [`distances`] of `vlmerge distance --json`.
+//! 2. [`mod@file`] writes and reads reports, and the [distances](merge::distance::report) of `vlmerge distance --json`.
 //! 3. A [`Document`] joins what several files say, beside the figures that are [`published`].
 //! 4. A [`scoreboard`] says what every merge reaches on every task.
 //! 5. [`html`], [`markdown`], [`csv`] and [`latex`] each turn a document into text.
@@ -13,10 +13,8 @@ pub mod chart;
 pub mod course;
 pub mod csv;
 pub mod curve;
-pub mod distances;
 pub mod document;
 pub mod file;
-pub mod heat_map;
 pub mod html;
 pub mod labels;
 pub mod latex;
@@ -38,7 +36,6 @@ use crate::tasks::TaskSpec;
 
 pub use course::Course;
 pub use document::{Document, Input};
-pub use labels::grouped;
 
 /// The value of [`Report::schema`] that this program writes.
 pub const SCHEMA: &str = "vlmerge.report/1";

@@ -21,12 +21,15 @@ use crate::sample::{Contribution, Ratio, Unit};
 use crate::text::{Encoded, TextKind};
 use crate::{Error, Result, Sample};
 
+/// The experts that a merge takes for it, and its names there.
+const EXPERTS: layouts::Task = layouts::Task::Nlvr2;
+
 /// The row of NLVR2.
 pub const SPEC: TaskSpec = TaskSpec {
-    name: "nlvr2",
-    aliases: &[],
+    name: EXPERTS.name(),
+    aliases: EXPERTS.aliases(),
     title: "NLVR2",
-    about: "Statements about two images",
+    about: EXPERTS.about(),
     kind: Kind::Statements,
     reads_texts: true,
     dataset: "nlvr2",
@@ -37,7 +40,7 @@ pub const SPEC: TaskSpec = TaskSpec {
         number("consistency", "Consistency", Unit::Fraction, true),
     ],
     prediction_ending: Some("csv"),
-    published_experts: Some(layouts::Task::Nlvr2),
+    published_experts: Some(EXPERTS),
     options: &[],
     open: Some(|options, folder| {
         let set = Nlvr2Set::open(folder, options.split)?;

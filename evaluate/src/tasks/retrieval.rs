@@ -41,12 +41,15 @@ const THUMBNAIL: usize = 128;
 /// Items that are shown of each.
 const N_SHOWN: usize = 5;
 
+/// The experts that a merge takes for it, and its names there.
+const EXPERTS: layouts::Task = layouts::Task::Retrieval;
+
 /// The row of retrieval.
 pub const SPEC: TaskSpec = TaskSpec {
-    name: "retrieval",
-    aliases: &["irtr"],
+    name: EXPERTS.name(),
+    aliases: EXPERTS.aliases(),
     title: "Retrieval",
-    about: "Texts for images and images for texts",
+    about: EXPERTS.about(),
     kind: Kind::Captions,
     reads_texts: true,
     dataset: "coco",
@@ -54,7 +57,7 @@ pub const SPEC: TaskSpec = TaskSpec {
     headline: "rsum",
     numbers: NUMBERS,
     prediction_ending: Some("safetensors"),
-    published_experts: Some(layouts::Task::Retrieval),
+    published_experts: Some(EXPERTS),
     options: &[
         TaskOption::Dataset,
         TaskOption::Ties,

@@ -24,13 +24,16 @@ use crate::{Error, LabelFault, Result, Sample};
 /// The answer of published code where the list of answers has no word for a class.
 const UNKNOWN: &str = "unknown";
 
+/// The experts that a merge takes for it, and its names there.
+const EXPERTS: layouts::Task = layouts::Task::Vqa;
+
 /// The row of VQA v2. `vqa_score` is what a model gets of the soft scores in the data set's files;
 /// `accuracy` and `soft_score` judge answers in words by the official annotations.
 pub const SPEC: TaskSpec = TaskSpec {
-    name: "vqa",
-    aliases: &[],
+    name: EXPERTS.name(),
+    aliases: EXPERTS.aliases(),
     title: "VQA",
-    about: "Questions about images",
+    about: EXPERTS.about(),
     kind: Kind::Questions,
     reads_texts: true,
     dataset: "vqa",
@@ -42,7 +45,7 @@ pub const SPEC: TaskSpec = TaskSpec {
         number("soft_score", "Soft score", Unit::Fraction, false),
     ],
     prediction_ending: Some("json"),
-    published_experts: Some(layouts::Task::Vqa),
+    published_experts: Some(EXPERTS),
     options: &[TaskOption::OtherAnswers],
     open: Some(|options, folder| {
         let set = VqaSet::open(folder, options.split)?;

@@ -31,6 +31,8 @@ pub struct TextInput {
     pub rule: TextRule,
     /// The token that fills short texts up, where a family says it and not the tokenizer.
     pub padding_id: Option<u32>,
+    /// Whether the row of a text's largest token stands for it, which must be its end.
+    pub ends_at_largest: bool,
 }
 
 impl TextInput {
@@ -41,6 +43,7 @@ impl TextInput {
         vocabulary: 0,
         rule: TextRule::Verbatim,
         padding_id: None,
+        ends_at_largest: false,
     };
 
     /// To how many tokens texts are padded that have these numbers of them.
@@ -68,14 +71,16 @@ impl Tokenizer {
     pub fn for_input(&self, input: &TextInput) -> Result<Cow<'_, Self>> {
         if input.rule != TextRule::Ended {
             self.check_vocabulary(input.vocabulary)?;
-            return Ok(match input.padding_id {
-                Some(padding) if padding != self.special.padding => {
-                    let mut filling = self.clone();
-                    filling.special.padding = padding;
-                    Cow::Owned(filling)
-                }
-                _ => Cow::Borrowed(self),
-            });
+            let padding = input.padding_id.unwrap_or(self.special.padding);
+            let is_fitting =
+                padding == self.special.padding && input.ends_at_largest == self.ends_at_largest;
+            if is_fitting {
+                return Ok(Cow::Borrowed(self));
+            }
+            let mut fitting = self.clone();
+            fitting.special.padding = padding;
+            fitting.ends_at_largest = input.ends_at_largest;
+            return Ok(Cow::Owned(fitting));
         }
         let fitting = match input.vocabulary == self.vocabulary_size() + CAPTION_BORDERS.len() {
             true => Cow::Owned(self.clone().with_added(&CAPTION_BORDERS)?),

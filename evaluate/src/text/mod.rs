@@ -77,6 +77,8 @@ pub struct Tokenizer {
     kind: Kind,
     /// The change of texts before anything else, of a CLIP's.
     flavor: Option<ClipFlavor>,
+    /// Whether the model takes the row of a text's largest token for that of its end.
+    ends_at_largest: bool,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -199,6 +201,7 @@ impl Tokenizer {
             special: Special::find(path, &inner)?,
             kind: Kind::of(&inner),
             flavor: None,
+            ends_at_largest: false,
             inner,
         })
     }
@@ -299,7 +302,8 @@ impl Tokenizer {
     /// separator; a shorter one is filled up.
     ///
     /// # Errors
-    /// [`Error::Tokenization`] when the tokenizer refuses the text.
+    /// [`Error::Tokenization`] when the tokenizer refuses the text; [`TextFault::NotTheEnd`] where a model takes the row of
+    /// the largest token for that of the end, and another token or padding is larger.
     pub fn encode(&self, text: &str, max_len: usize) -> Result<Encoded> {
         let mut ids = self.ids(text)?;
         if ids.len() > max_len {
@@ -310,7 +314,17 @@ impl Tokenizer {
         }
         let n_tokens = ids.len();
         ids.resize(max_len, self.special.padding);
-        Ok(Encoded { ids, n_tokens })
+        let end = self.special.borders[1];
+        match ids.iter().find(|id| self.ends_at_largest && **id > end) {
+            None => Ok(Encoded { ids, n_tokens }),
+            Some(&id) => Err(TextFault::NotTheEnd {
+                path: self.path.clone(),
+                token: self.inner.id_to_token(id).unwrap_or_default(),
+                id,
+                end,
+            }
+            .into()),
+        }
     }
 
     /// The number of a text's tokens, special ones included, before it is cut.

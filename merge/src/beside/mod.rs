@@ -16,6 +16,7 @@ pub mod byte_alphabet;
 pub(crate) mod card;
 pub(crate) mod chat;
 pub(crate) mod config;
+pub(crate) mod differences;
 pub(crate) mod experts;
 pub(crate) mod forms;
 pub(crate) mod layers;

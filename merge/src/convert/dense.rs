@@ -39,10 +39,13 @@ impl DenseOfExperts {
     /// # Errors
     /// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures, [`ConversionFault::OtherMixture`] for
     /// experts of a kind that has no dense spelling, [`ConversionFault::SharedExpert`] for a mixture with an expert
-    /// that all tokens go to, [`ConversionFault::Config`] for a folder of an architecture without a dense form, and as [`Routing::read`] and [`survey`].
+    /// that all tokens go to, [`ConversionFault::Config`] for a folder of an architecture without a dense form,
+    /// [`crate::MergeFault::ForeignGrams`] and [`crate::Error::GramParts`] as in [`FewerExperts::plan`](super::FewerExperts::plan),
+    /// and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
         source.require_unique_names()?;
         if let Some(grams) = &self.grams {
+            grams.require_whole()?;
             check_sizes(grams, &source)?;
         }
         let layout = layouts::detect(&source)?;
@@ -126,7 +129,10 @@ impl DenseOfExperts {
         }
         let draft = Draft::copy_of(made.view(spelled))?;
         let model = ModelRecord::default();
-        let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
+        let mut plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
+        if let Some(grams) = &self.grams {
+            plan = plan.decided_by(grams);
+        }
         if is_eve {
             return Ok(plan);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::beside::Beside;
-use crate::io::Aliases;
+use crate::io::{Aliases, Container};
 use crate::layouts::ModelRecord;
 use crate::methods::WholeKernel;
 use crate::plan::{Action, Dropped, Entry, PlanBuilder, TensorRef};
@@ -246,7 +246,13 @@ impl Draft {
                 entry.info.dtype = dtype.apply(entry.info.dtype);
             }
         }
+        let is_same = dtype == OutputDType::Keep && !self.is_changed();
         let mut plan = PlanBuilder::new(recipe);
+        if let [source] = self.sources.as_slice() {
+            for (key, text) in foreign_metadata(source, is_same) {
+                plan = plan.note(&key, text);
+            }
+        }
         for (index, source) in self.sources.into_iter().enumerate() {
             match index {
                 0 => plan.source(source),
@@ -274,6 +280,23 @@ impl Draft {
             tensor,
             why: why.to_owned(),
         });
+    }
+}
+
+/// Entries of other programs in the metadata of a safetensors file. Hashes stay only where tensors do.
+fn foreign_metadata(source: &Checkpoint, is_same: bool) -> Vec<(String, String)> {
+    let info = source.info();
+    let is_foreign = |key: &str| {
+        let is_hash = key.to_ascii_lowercase().contains("hash");
+        key != "format" && !key.starts_with("vlmerge.") && (is_same || !is_hash)
+    };
+    let all = info.metadata.iter();
+    match info.container {
+        Container::Safetensors => all
+            .filter(|(key, _)| is_foreign(key))
+            .map(|(key, text)| (key.clone(), text.clone()))
+            .collect(),
+        _ => Vec::new(),
     }
 }
 

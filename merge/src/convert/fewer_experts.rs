@@ -92,9 +92,11 @@ impl FewerExperts {
     /// more experts than there are or none, [`ConversionFault::ExpertGroups`] and [`ConversionFault::UnevenGroups`] for
     /// numbers that groups of experts do not allow, [`ConversionFault::ScoresUnknown`] for groups without the router's
     /// inputs, [`ConversionFault::Config`] for what the configuration of a folder cannot say,
-    /// [`crate::MergeFault::ForeignGrams`] for a gram file over another model, and as [`Routing::read`] and [`survey`].
+    /// [`crate::MergeFault::ForeignGrams`] for a gram file over another model, as far as sizes tell before the plan runs,
+    /// [`crate::Error::GramParts`] for one of a part of its data, and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<(MergePlan, Vec<ExpertsKept>)> {
         source.require_unique_names()?;
+        self.grams.require_whole()?;
         check_sizes(&self.grams, &source)?;
         let layout = layouts::detect(&source)?;
         let mixtures = survey(&source)?;
@@ -149,6 +151,7 @@ impl FewerExperts {
         let draft = Draft::copy_of(view)?;
         let model = ModelRecord::default();
         let plan = draft.finish(layout.as_ref(), self.to_string(), self.dtype, model)?;
+        let plan = plan.decided_by(&self.grams);
         if is_eve {
             return Ok((plan, kept));
         }

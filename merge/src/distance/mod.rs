@@ -23,8 +23,10 @@
 //!
 //! Everything accumulates in `f64` in an order that does not depend on the number of threads.
 
+pub mod heat_map;
 mod measure;
 mod pairs;
+pub mod report;
 mod sums;
 mod threshold;
 

@@ -132,6 +132,32 @@ pub enum AdapterFault {
         /// The model's entry.
         place: Place,
     },
+    /// An adapter without tensors.
+    #[error("{}: there is no tensor in it, so it changes nothing{place}", path.display())]
+    NoTensors {
+        /// The adapter.
+        path: PathBuf,
+        /// The model's entry.
+        place: Place,
+    },
+    /// An adapter whose tensors have no elements.
+    #[error(
+        "{}: {n_empty} of {n_tensors} tensors are empty, `{key}` has shape {shape:?}{place}", path.display()
+    )]
+    EmptyTensors {
+        /// The adapter.
+        path: PathBuf,
+        /// The first of them.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The number of them.
+        n_empty: usize,
+        /// The tensors of the adapter.
+        n_tensors: usize,
+        /// The model's entry.
+        place: Place,
+    },
     /// The iteration for singular values found no end.
     #[error("`{key}`: no singular value decomposition was found")]
     NoConvergence {
@@ -172,6 +198,11 @@ impl AdapterFault {
                 n_left_out: 1.., ..
             } => Some(
                 "--save-whole keeps norms and biases whole, --embeddings decomposes embeddings",
+            ),
+            Self::NoTensors { .. } => Some("save the adapter again"),
+            Self::EmptyTensors { .. } => Some(
+                "a run that keeps weights in pieces (ZeRO-3) saves such tensors: save the adapter again with its weights \
+                 gathered",
             ),
             Self::Settings { .. }
             | Self::Half { .. }

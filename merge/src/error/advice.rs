@@ -85,6 +85,13 @@ impl Error {
             Self::Masks(MaskFault::Foreign { .. }) => {
                 Some("`vlmerge merge RECIPE --out FILE --masks FILE` writes both, with provenance".into())
             }
+            Self::Masks(MaskFault::OtherBase { .. }) => {
+                Some("give the model that the recipe of the merge names as `base_model`".into())
+            }
+            Self::GramParts { .. } => Some(
+                "`vlmerge gram --shard K/N` sums a missing part, and `vlmerge gram add FILES --out FILE` adds the parts up"
+                    .into(),
+            ),
             Self::Adapter(fault) => fault.hint().map(str::to_owned),
             Self::Export(fault) => fault.hint().map(str::to_owned),
             Self::Gguf(fault) => fault.hint().map(str::to_owned),
@@ -173,7 +180,9 @@ impl Error {
                 Some("give a larger --max-shard-size".into())
             }
             Self::Write(WriteFault::UnknownOutput { .. }) => {
-                Some("use .safetensors, .pt, .pth, .bin or .ckpt, or name the container".into())
+                Some(
+                    "end it in .safetensors, .pt, .pth, .bin or .ckpt; only verbs with --container take other names".into(),
+                )
             }
             Self::Torch(TorchFault::UnsafePickle { .. }) => Some(
                 "nothing was run; do not load this file with torch.load(weights_only=False)".into(),

@@ -40,7 +40,7 @@ pub enum MaskFault {
         merged: PathBuf,
     },
     /// The base is not the one that the merge measured from.
-    #[error("{}: is not among the inputs of the merge that wrote {}, by the sizes of its files", base.display(), masks.display())]
+    #[error("{}: is not the base of the merge that wrote {}, by the sizes and hashes of its files", base.display(), masks.display())]
     OtherBase {
         /// The base.
         base: PathBuf,

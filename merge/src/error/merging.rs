@@ -46,14 +46,16 @@ pub enum MergeFault {
         model: String,
     },
     /// The method takes another number of checkpoints.
-    #[error("{method} merges {wanted}, and the recipe has {found}{place}")]
+    #[error("{method} merges {wanted}, and {whole} has {found}{place}")]
     InputCount {
         /// The method.
         method: &'static str,
         /// The numbers that it takes, in words.
         wanted: String,
-        /// The number of models, the base not counted.
-        found: usize,
+        /// The recipe, the module or the slice.
+        whole: &'static str,
+        /// The models, in words; the base is not counted.
+        found: String,
         /// The first model.
         place: Place,
     },
@@ -141,15 +143,31 @@ pub enum MergeFault {
         /// The merged key.
         slot: String,
     },
-    /// A method that looks at all tensors together has other parameters for one of them.
+    /// A method that looks at all tensors together has another parameter for one of them.
     #[error(
-        "cannot merge `{slot}`: {method} looks at all tensors together, so that its parameters have one value for all; this tensor has another"
+        "cannot merge `{slot}`: {method} looks at all tensors together, so `{name}` must have one value for all of them{place}"
     )]
     VariesByTensor {
         /// The merged key.
         slot: String,
         /// The method.
         method: &'static str,
+        /// The parameter.
+        name: &'static str,
+        /// The place of one of its values.
+        place: Place,
+    },
+    /// Weights whose sum is infinite.
+    #[error(
+        "cannot merge `{slot}`: the sum of the weights {weights:?} is larger than a number can be{place}"
+    )]
+    WeightsOverflow {
+        /// The merged key.
+        slot: String,
+        /// The weights of the models.
+        weights: Vec<f64>,
+        /// The weight of the first model.
+        place: Place,
     },
     /// Weights that must be divided by their sum add up to nothing.
     #[error("cannot merge `{slot}`: the weights add up to 0{place}")]
@@ -264,6 +282,75 @@ pub enum MergeFault {
         /// NaN or an infinity.
         value: f64,
     },
+    /// An element of Fisher information below 0. It is a mean of squares.
+    #[error(
+        "{}: the Fisher information of {member} for `{slot}` is {value} at {index:?}, and a mean of squares is never below 0",
+        path.display()
+    )]
+    NegativeInformation {
+        /// The Fisher file.
+        path: PathBuf,
+        /// The model or expert.
+        member: String,
+        /// The merged key.
+        slot: String,
+        /// The element, one number per axis.
+        index: Vec<usize>,
+        /// Its value.
+        value: f64,
+    },
+    /// An element whose shares are all 0, or cancel.
+    #[error(
+        "cannot merge `{slot}`: the shares of all models add up to 0 at {index:?}: Fisher information {information:?} plus \
+         `floor` {floor}, times `weight` {weights:?}{place}"
+    )]
+    NoInformation {
+        /// The merged key.
+        slot: String,
+        /// The element, one number per axis.
+        index: Vec<usize>,
+        /// The information of each model.
+        information: Vec<f64>,
+        /// The number added to it.
+        floor: f64,
+        /// The weights of the models.
+        weights: Vec<f64>,
+        /// The place of `floor`.
+        place: Place,
+    },
+    /// An element of a gram matrix or of activations that is no number.
+    #[error("{}: `{key}`, {what}, is {value} at {index:?}", path.display())]
+    NonFiniteStatistics {
+        /// The file.
+        path: PathBuf,
+        /// The contents.
+        what: &'static str,
+        /// The tensor.
+        key: String,
+        /// The element, one number per axis of the tensor in the file.
+        index: Vec<usize>,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// A gram matrix whose triangles differ by more than rounding.
+    #[error(
+        "{}: the gram matrix `{key}` is not symmetric: it is {upper} at [{row}, {column}] and {lower} at [{column}, {row}]",
+        path.display()
+    )]
+    AsymmetricGram {
+        /// The gram file.
+        path: PathBuf,
+        /// The matrix.
+        key: String,
+        /// The row, which is above the diagonal.
+        row: usize,
+        /// The column.
+        column: usize,
+        /// The element there.
+        upper: f64,
+        /// The element across the diagonal.
+        lower: f64,
+    },
     /// Two tensors got one name by a `rename`.
     #[error("{}: `{first}` and `{second}` would both be called `{name}`{place}", path.display())]
     RenamedAlike {
@@ -297,7 +384,11 @@ pub enum MergeFault {
         place: Place,
     },
     /// A slice takes layers that are not there.
-    #[error("{model}: layers {first}..{end} of {n_layers}{place}")]
+    #[error("{}{place}", match () {
+        () if end < first => format!("`layer_range: [{first}, {end}]` of {model} begins after its end"),
+        () if end == first => format!("`layer_range: [{first}, {end}]` of {model} has no layer: its end is one past the last"),
+        () => format!("`layer_range: [{first}, {end}]` ends beyond the {n_layers} layers of {model}"),
+    })]
     LayerRange {
         /// The checkpoint.
         model: String,
@@ -308,6 +399,100 @@ pub enum MergeFault {
         /// The number of layers.
         n_layers: usize,
         /// The slice.
+        place: Place,
+    },
+    /// A base that no source of a slice names, and that lacks layers of the slice.
+    #[error(
+        "the base {model} has no layer {}: it has {n_layers} layers, and the slice measures from its layers {first} to \
+         {}{place}", (*first).max(*n_layers), end - 1
+    )]
+    ShortBase {
+        /// The base.
+        model: String,
+        /// The first layer.
+        first: usize,
+        /// One past the last.
+        end: usize,
+        /// The number of layers.
+        n_layers: usize,
+        /// The slice.
+        place: Place,
+    },
+    /// A base that no source of a slice names, where the sources take different layers.
+    #[error(
+        "the sources of a slice take the layers from {first} and from {other}, and nothing says which layers the base \
+         {model} gives{place}"
+    )]
+    BaseLayers {
+        /// The base.
+        model: String,
+        /// The first layer of the first source.
+        first: usize,
+        /// That of another.
+        other: usize,
+        /// The other source.
+        place: Place,
+    },
+    /// A base that a slice names more than once.
+    #[error("the slice names the base {model} twice, and a base gives one set of layers{place}")]
+    BaseTwice {
+        /// The base.
+        model: String,
+        /// The second source.
+        place: Place,
+    },
+    /// A key, or a part of one, that nothing reads.
+    #[error("`{key}` has no effect: {why}{place}")]
+    NoEffect {
+        /// The key.
+        key: String,
+        /// The reason, as a clause.
+        why: String,
+        /// The place of the key, or of the model that has it.
+        place: Place,
+    },
+    /// A parameter for all models that stands under one of them.
+    #[error(
+        "{method} reads `{name}` for all models together, and the recipe gives it to one model{place}"
+    )]
+    Misplaced {
+        /// The method.
+        method: &'static str,
+        /// The parameter.
+        name: &'static str,
+        /// The place of the parameter.
+        place: Place,
+    },
+    /// Two keys of a recipe for one setting.
+    #[error("a recipe has `{one}` or `{other}`, not both")]
+    TwoKeys {
+        /// One.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+    /// The output has layers with holes between them, or others than its configuration can say.
+    #[error("the output and its config.json contradict each other: {reason}")]
+    ConfigLayers {
+        /// The contradiction.
+        reason: String,
+    },
+    /// Models of one shape that compute with other numbers of heads.
+    #[error(
+        "config.json of {model} has `{key}: {found}`, and that of {first} `{key}: {expected}`{place}"
+    )]
+    Heads {
+        /// The model that differs.
+        model: String,
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// The model whose configuration the output gets.
+        first: String,
+        /// The value there.
+        expected: String,
+        /// The entry of the one that differs.
         place: Place,
     },
     /// Sources of a slice differ in their number of layers.

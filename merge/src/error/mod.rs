@@ -466,6 +466,16 @@ pub enum Error {
         /// The difference, as a clause.
         fault: String,
     },
+    /// A gram file sums only some of the parts of its data.
+    #[error("{}: sums only part {held} of the data; part {missing} is missing", path.display())]
+    GramParts {
+        /// The gram file.
+        path: PathBuf,
+        /// The parts that are in it.
+        held: String,
+        /// Those that are not, if they are few.
+        missing: String,
+    },
     /// The summed gram matrix has no Cholesky factor.
     #[error("cannot merge `{slot}`: the summed gram matrix of {members:?} is singular{}", pivot_note(*pivot))]
     SingularGram {
@@ -476,7 +486,7 @@ pub enum Error {
         /// The row where the factorization failed, if known.
         pivot: Option<usize>,
     },
-    /// A value of a result (or of a gram matrix) is infinite or not a number.
+    /// A value of a result is infinite or not a number.
     #[error("`{key}` has values that are infinite or not numbers")]
     NonFinite {
         /// The tensor.

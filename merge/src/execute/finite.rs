@@ -9,7 +9,7 @@ use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64};
 /// Checks elements `first..` of an input, whose `bytes` were read.
 ///
 /// # Errors
-/// [`MergeFault::NonFiniteInput`] with the model, the tensor and the index of the first such element.
+/// [`MergeFault::NonFiniteInput`] with the model or the adapter, the tensor and the index of the first such element.
 pub(super) fn check(
     plan: &MergePlan,
     tensor: &TensorRef,
@@ -22,6 +22,15 @@ pub(super) fn check(
     }
     let (at, value) = first_of(&tensor.key, dtype, bytes)?;
     let source = &plan.sources()[tensor.source];
+    if let Some(blamed) = source.blamed(&tensor.key, first + at)? {
+        return Err(MergeFault::NonFiniteInput {
+            path: blamed.path,
+            key: blamed.key,
+            index: blamed.index,
+            value,
+        }
+        .into());
+    }
     Err(MergeFault::NonFiniteInput {
         path: source.path().into(),
         key: tensor.key.clone(),

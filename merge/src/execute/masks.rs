@@ -1,14 +1,16 @@
 //! The masks of a merge: which elements are of which task, in a file beside the merged one.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::overview::{Part, Shared};
 use super::survey::{Memory, with_data};
 use super::{RunOptions, require_unchanged};
-use crate::io::{WriteOptions, Writer};
+use crate::io::{SourceFile, WriteOptions, Writer};
 use crate::methods::{AnyChunk, Chunk, Masks, Real, Value};
-use crate::provenance::{Hashes, Provenance, short_names};
+use crate::plan::Action;
+use crate::provenance::{Hashes, InputFile, Provenance, short_names};
 use crate::restore::{MaskRecord, RECORD, packed};
 use crate::{DType, MaskFault, MergePlan, Progress, Result, TensorInfo};
 
@@ -57,15 +59,16 @@ pub fn write_masks(
         progress,
     };
     let tasks: Vec<&Path> = first.tasks().iter().map(Path::new).collect();
-    let record = MaskRecord {
-        tasks: short_names(&tasks),
-        factors: first.factors(&shared)?,
-    };
     let files = plan.files();
     let mut provenance = Provenance::new(plan.recipe().to_owned(), &files);
     if let Some(kind) = run.hash {
         provenance = provenance.with_hashes(Hashes::default().of(&files, kind, progress)?);
     }
+    let record = MaskRecord {
+        tasks: short_names(&tasks),
+        factors: first.factors(&shared)?,
+        base: Some(base_of(plan, &files, &provenance)),
+    };
     let mut metadata = provenance.to_metadata();
     // Names and numbers always have a JSON form.
     let text = serde_json::to_string(&record).unwrap_or_default();
@@ -89,6 +92,27 @@ pub fn write_masks(
     }
     require_unchanged(&files)?;
     writer.finish(&metadata)
+}
+
+/// The files of the base, as the provenance records them.
+fn base_of(plan: &MergePlan, files: &[SourceFile], provenance: &Provenance) -> Vec<InputFile> {
+    let bases = plan
+        .entries()
+        .iter()
+        .filter_map(|entry| match &entry.action {
+            Action::Elementwise { base, .. } | Action::Survey { base, .. } => base.as_ref(),
+            _ => None,
+        });
+    let sources: BTreeSet<usize> = bases.map(|base| base.source).collect();
+    let paths: BTreeSet<&Path> = (sources.into_iter())
+        .flat_map(|source| &plan.sources()[source].info().files)
+        .map(|file| file.path.as_path())
+        .collect();
+    let inputs = files.iter().zip(&provenance.inputs);
+    inputs
+        .filter(|(file, _)| paths.contains(file.path.as_path()))
+        .map(|(_, input)| input.clone())
+        .collect()
 }
 
 /// The bits of each task for one tensor.

@@ -11,7 +11,8 @@ use crate::{Checkpoint, MergePlan, Progress, Result};
 /// of the plan's first input, and its metadata say how it was made.
 ///
 /// # Errors
-/// When an input cannot be read, an input or a result is not finite, or the user stops it.
+/// When an input cannot be read, an input or a result is not finite, or the user stops it; as
+/// [`MergePlan::check_grams`], where inputs are hashed.
 pub fn in_memory(
     plan: &MergePlan,
     run: &RunOptions,
@@ -33,10 +34,12 @@ fn fill(plan: &MergePlan, run: &RunOptions, progress: &dyn Progress) -> Result<M
     write_entries(plan, &range, &buffers, run, Chosen::All, progress)?;
     let files = plan.files();
     let provenance = Provenance::new(plan.recipe().to_owned(), &files);
+    let known = Hashes::default();
     let provenance = match run.hash {
-        Some(kind) => provenance.with_hashes(Hashes::default().of(&files, kind, progress)?),
+        Some(kind) => provenance.with_hashes(known.of(&files, kind, progress)?),
         None => provenance,
     };
+    plan.check_grams(&provenance, &known, progress)?;
     super::require_unchanged(&files)?;
     super::require_unchanged(&plan.beside().seen)?;
     let tensors: Vec<TensorEntry> = (plan.entries().iter())

@@ -101,7 +101,7 @@ impl GroupData for Data<'_> {
 
     fn gram(&self, index: usize) -> Result<Array2<f64>> {
         match self.grams.get(index) {
-            Some(Some(gram)) => self.plan.grams()[gram.store].read(&gram.key),
+            Some(Some(gram)) => self.plan.grams()[gram.store].read_symmetric(&gram.key),
             _ => Err(Error::MethodNeeds {
                 method: "this method",
                 what: "gram matrices",

@@ -1,6 +1,6 @@
 //! Gram files that this program writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,9 @@ use crate::{DType, Error, Progress, Result, TensorInfo};
 
 /// Key of the record in a file's metadata.
 const RECORD: &str = "vlmerge.grams";
+
+/// Most missing parts that an error names.
+const MAX_SHOWN: usize = 8;
 
 /// Of which inputs the matrices of a file are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +33,50 @@ pub struct GramRecord {
     /// Whatever else tells how the matrices came about, such as the image size.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// A hash of everything beside the weights that decides what the model makes of an example: the tokenizer, flags,
+    /// and facts about the model. `None` in files of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<String>,
     /// The summed parts of the data set, while some are missing: empty if it is whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<Shard>,
+    /// Of a part, everything that decides which examples are in it, and which matrices are summed: parts of one
+    /// data set agree in all of it. Empty if the data set is whole, and in files of earlier builds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parted_by: BTreeMap<String, String>,
 }
 
 impl GramRecord {
+    /// Whether the record is of a part and says too little to tell whether others are parts of the same: an earlier
+    /// build wrote it.
+    #[must_use]
+    pub fn is_bare_part(&self) -> bool {
+        !self.shards.is_empty() && (self.parted_by.is_empty() || self.reading.is_none())
+    }
+
+    /// The difference to a part of the same data that was made in another way, as a clause; none where one of the two
+    /// says nothing.
+    fn difference(&self, other: &Self) -> Option<String> {
+        if self.parted_by.is_empty() || other.parted_by.is_empty() {
+            return None;
+        }
+        let names: BTreeSet<&String> = (self.parted_by.keys())
+            .chain(other.parted_by.keys())
+            .collect();
+        names.into_iter().find_map(|name| {
+            let of = |record: &Self| record.parted_by.get(name).cloned();
+            let (expected, found) = (of(self), of(other));
+            let shown = |value: Option<String>| value.unwrap_or_else(|| "not recorded".to_owned());
+            (expected != found).then(|| {
+                format!(
+                    "is a part of other examples: {name} is {}, and {} before",
+                    shown(found),
+                    shown(expected)
+                )
+            })
+        })
+    }
+
     /// Takes in the parts and the data of another record; the fault if they do not go together.
     fn join(&mut self, other: Self) -> Result<(), String> {
         if self.shards.is_empty() != other.shards.is_empty() {
@@ -49,6 +90,9 @@ impl GramRecord {
                 other.data.join(", ")
             ));
         }
+        if let Some(difference) = self.difference(&other) {
+            return Err(difference);
+        }
         self.n_examples += other.n_examples;
         if self.shards.is_empty() {
             self.data.extend(other.data);
@@ -61,6 +105,9 @@ impl GramRecord {
                 self.data.join(", ")
             ));
         }
+        if self.parted_by.is_empty() {
+            self.parted_by = other.parted_by;
+        }
         for shard in other.shards {
             if shard.of() != self.shards[0].of() {
                 return Err(format!("is part {shard}, of another number of parts"));
@@ -72,6 +119,7 @@ impl GramRecord {
         }
         if self.shards.len() == self.shards[0].of() {
             self.shards.clear();
+            self.parted_by.clear();
         }
         Ok(())
     }
@@ -157,6 +205,34 @@ impl GramStore {
         serde_json::from_str(self.checkpoint.info().metadata.get(RECORD)?).ok()
     }
 
+    /// Refuses a file that sums only some parts of its data.
+    ///
+    /// # Errors
+    /// [`Error::GramParts`].
+    pub fn require_whole(&self) -> Result<()> {
+        let held = self
+            .record()
+            .map(|record| record.shards)
+            .unwrap_or_default();
+        let Some(of) = held.first().map(|shard| shard.of()) else {
+            return Ok(());
+        };
+        let all = (1..=of).filter_map(|number| Shard::new(number, of));
+        let mut missing: Vec<String> = (all.filter(|shard| !held.contains(shard)))
+            .take(MAX_SHOWN + 1)
+            .map(|shard| shard.to_string())
+            .collect();
+        if missing.len() > MAX_SHOWN {
+            missing[MAX_SHOWN] = "…".to_owned();
+        }
+        let held: Vec<String> = held.iter().map(Shard::to_string).collect();
+        Err(Error::GramParts {
+            path: self.checkpoint.path().into(),
+            held: held.join(", "),
+            missing: missing.join(", "),
+        })
+    }
+
     /// A matrix with its number of rows, which is 0 for files of other programs.
     ///
     /// # Errors
@@ -180,7 +256,7 @@ impl GramStore {
 /// matrices, for each has seen only some of the passes.
 ///
 /// # Errors
-/// [`Error::GramsDiffer`] when they are of other checkpoints, tasks or settings, hold other
+/// [`Error::GramsDiffer`] when they are of other checkpoints, tasks or settings, are parts of other examples, hold other
 /// matrices or are not written by this program, and when one cannot be read.
 pub fn add(stores: &[GramStore]) -> Result<(BTreeMap<String, Gram>, GramRecord)> {
     let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
@@ -215,6 +291,16 @@ pub fn add(stores: &[GramStore]) -> Result<(BTreeMap<String, Gram>, GramRecord)>
                 };
                 if same(sum) != same(&record) {
                     return Err(differs("is of another checkpoint, task or setting"));
+                }
+                match (&sum.reading, &record.reading) {
+                    (Some(expected), Some(found)) if expected != found => {
+                        return Err(differs(
+                            "is of a model that reads its data in another way: flags, the tokenizer or the model's \
+                             configuration differ",
+                        ));
+                    }
+                    (None, Some(found)) => sum.reading = Some(found.clone()),
+                    _ => {}
                 }
                 let are_parts = !record.shards.is_empty();
                 sum.join(record).map_err(|fault| differs(&fault))?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 
-use crate::{Checkpoint, Error, Result, decode_f64};
+use crate::{Checkpoint, Error, MergeFault, Result, decode_f64};
 
 /// Gram matrices by name, read one at a time.
 pub struct GramStore {
@@ -56,10 +56,40 @@ impl GramStore {
         width_of(&self.checkpoint.get(key)?.shape)
     }
 
+    /// The gram matrix of a layer, for a merge: as [`GramStore::read`], and its triangles are compared if the file holds
+    /// both.
+    ///
+    /// # Errors
+    /// As [`GramStore::read`], and [`MergeFault::AsymmetricGram`].
+    pub fn read_symmetric(&self, key: &str) -> Result<Array2<f64>> {
+        let matrix = self.read(key)?;
+        let info = self.checkpoint.require(key)?;
+        let rounding = match info.dtype {
+            crate::DType::F64 | crate::DType::F32 => ROUNDING,
+            _ => ROUNDING_OF_HALVES,
+        };
+        let found = match info.shape.len() {
+            1 => None,
+            _ => asymmetry(&matrix, rounding),
+        };
+        match found {
+            None => Ok(matrix),
+            Some((row, column)) => Err(MergeFault::AsymmetricGram {
+                path: self.checkpoint.path().into(),
+                key: key.to_owned(),
+                row,
+                column,
+                upper: matrix[[row, column]],
+                lower: matrix[[column, row]],
+            }
+            .into()),
+        }
+    }
+
     /// The full symmetric matrix.
     ///
     /// # Errors
-    /// When the file cannot be read, [`Error::MissingKey`], or [`Error::NonFinite`].
+    /// When the file cannot be read, [`Error::MissingKey`], or [`MergeFault::NonFiniteStatistics`].
     pub fn read(&self, key: &str) -> Result<Array2<f64>> {
         let info = self.checkpoint.require(key)?;
         let mut values = vec![0.0; info.n_elements()];
@@ -75,10 +105,15 @@ impl GramStore {
                 &mut values,
             )?;
         }
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(Error::NonFinite {
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(MergeFault::NonFiniteStatistics {
+                path: self.checkpoint.path().into(),
+                what: "a gram matrix",
                 key: key.to_owned(),
-            });
+                index: info.index_of(at),
+                value: values[at],
+            }
+            .into());
         }
         let full = match info.shape.len() {
             1 => unpack(&values),
@@ -93,6 +128,26 @@ impl GramStore {
             shape: info.shape.clone(),
         })
     }
+}
+
+/// The triangles of a gram matrix in `f32` or `f64` may differ by this part of the diagonal, for sums in `f32` do; and
+/// those in narrower types by what these round.
+const ROUNDING: f64 = 1e-3;
+const ROUNDING_OF_HALVES: f64 = 1e-2;
+
+/// The first element above the diagonal that differs from the one across it by more than `rounding` of the geometric
+/// mean of its two diagonal elements, which no element of a gram matrix exceeds.
+fn asymmetry(matrix: &Array2<f64>, rounding: f64) -> Option<(usize, usize)> {
+    let scales: Vec<f64> = matrix.diag().iter().map(|d| d.abs().sqrt()).collect();
+    for (row, scale) in scales.iter().enumerate() {
+        for (column, other) in scales.iter().enumerate().skip(row + 1) {
+            let apart = (matrix[[row, column]] - matrix[[column, row]]).abs();
+            if apart > rounding * scale * other {
+                return Some((row, column));
+            }
+        }
+    }
+    None
 }
 
 /// The lower triangle of a symmetric matrix, row by row.
@@ -152,6 +207,20 @@ mod tests {
         let packed = pack(&matrix);
         assert_eq!(packed, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         assert_eq!(unpack(&packed), matrix.into_raw_vec_and_offset().0);
+    }
+
+    #[test]
+    fn triangles_may_differ_by_rounding_and_by_no_more() {
+        // The geometric mean of the diagonal elements 4 and 9 is 6: 6e-3 is as much as may be.
+        let with = |lower: f64| array![[4.0, 1.0, 0.0], [lower, 9.0, 0.0], [0.0, 0.0, 0.0]];
+        assert_eq!(asymmetry(&with(1.0), ROUNDING), None);
+        assert_eq!(asymmetry(&with(1.005), ROUNDING), None);
+        assert_eq!(asymmetry(&with(1.007), ROUNDING), Some((0, 1)));
+        assert_eq!(asymmetry(&with(1.007), ROUNDING_OF_HALVES), None);
+        // An input that is always 0 has no product with another.
+        let mut dead = with(1.0);
+        dead[[2, 1]] = 1e-9;
+        assert_eq!(asymmetry(&dead, ROUNDING), Some((1, 2)));
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub use overlaid::{Held, overlaid};
 pub(crate) use ranges::row_major;
 pub(crate) use renamed::Renamed;
 pub use source::{
-    Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue, Root,
-    SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
+    Blamed, Checkpoint, Container, ObjectPath, OpaqueObject, OpenOptions, PathSegment, PlainValue,
+    Root, SourceFile, SourceInfo, Stamp, TensorEntry, TensorInfo, TensorSource,
 };
 pub use torch::{PickleCall, PickleFault, ScriptFault, ZipFault};
 #[doc(hidden)]
@@ -125,6 +125,7 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 ///
 /// # Errors
 /// As [`folder::model_among`], and [`TrainerFault::Remote`] for a model in pieces.
+#[cfg(feature = "remote")]
 pub(crate) fn model_far_away(folder: &Path, names: &[String]) -> Result<folder::Found> {
     match trainer::name_among(names) {
         Some(kind) if !folder::has_usual(names) => Err(TrainerFault::Remote {

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::source::Stamp;
+use crate::platform;
 
 /// Something whose bytes can be read at any position by many threads at once.
 pub(crate) trait ReadAt: Send + Sync {
@@ -67,9 +67,9 @@ impl FileAt {
     pub(crate) fn new(file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self {
-            file,
+            stamp: Stamp::of_file(&file, &metadata)?,
             n_bytes: metadata.len(),
-            stamp: Stamp::new(&metadata),
+            file,
         })
     }
 }
@@ -84,7 +84,7 @@ impl ReadAt for FileAt {
     }
 
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(out, offset)
+        platform::read_exact_at(&self.file, out, offset)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Aliases, Checkpoint, SourceInfo, TensorEntry, TensorSource};
+use super::{Aliases, Blamed, Checkpoint, SourceInfo, TensorEntry, TensorSource};
 use crate::{DType, Result};
 
 /// The tensors of a checkpoint under other names. Several names may stand for the values of one tensor.
@@ -51,6 +51,10 @@ impl TensorSource for Renamed {
 
     fn is_computed(&self, index: usize) -> bool {
         self.inner.is_computed(&self.keys[index])
+    }
+
+    fn blamed(&self, index: usize, element: usize) -> Result<Option<Blamed>> {
+        self.inner.blamed(&self.keys[index], element)
     }
 
     fn held_bytes(&self) -> u64 {

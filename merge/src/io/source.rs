@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::aliases::Aliases;
 use super::read_at::ReadAt;
+use crate::platform::Mark;
 use crate::{DType, Error, Result};
 
 /// One step from the root object of a file towards a tensor or a value.
@@ -165,29 +166,33 @@ pub struct SourceFile {
 /// Which file it is, how long, and when it was changed last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
-    device: u64,
-    inode: u64,
+    mark: Mark,
     n_bytes: u64,
-    /// Seconds and nanoseconds: of the content, then of the file's own record.
-    changed: [(i64, i64); 2],
 }
 
 impl Stamp {
-    /// Of a file as the system describes it.
-    pub(crate) fn new(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            n_bytes: metadata.size(),
-            changed: [
-                (metadata.mtime(), metadata.mtime_nsec()),
-                (metadata.ctime(), metadata.ctime_nsec()),
-            ],
-        }
+    /// Of an open file, with the system's description of it.
+    pub(crate) fn of_file(file: &File, metadata: &Metadata) -> io::Result<Self> {
+        Ok(Self {
+            mark: Mark::of_file(file, metadata)?,
+            n_bytes: metadata.len(),
+        })
+    }
+
+    /// Of the file at a place.
+    fn of_path(path: &Path) -> io::Result<Self> {
+        let (mark, n_bytes) = Mark::of_path(path)?;
+        Ok(Self { mark, n_bytes })
     }
 }
 
 impl SourceFile {
+    /// Whether both are one file of this machine, whatever it is called.
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        let place = |file: &Self| file.stamp.map(|stamp| stamp.mark.place());
+        place(self).is_some() && place(self) == place(other)
+    }
+
     /// A file that is known by place and size alone, such as one that is named but was not opened.
     #[must_use]
     pub fn named(path: impl Into<PathBuf>, n_bytes: u64) -> Self {
@@ -211,12 +216,12 @@ impl SourceFile {
 
     /// Of a file of this machine that is going to be opened; `None` if the system does not show it.
     pub(crate) fn seen(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
+        let stamp = Stamp::of_path(path).ok()?;
         Some(Self {
             path: path.into(),
-            n_bytes: metadata.size(),
+            n_bytes: stamp.n_bytes,
             etag: None,
-            stamp: Some(Stamp::new(&metadata)),
+            stamp: Some(stamp),
         })
     }
 
@@ -228,8 +233,8 @@ impl SourceFile {
         let Some(stamp) = self.stamp else {
             return Ok(());
         };
-        match std::fs::metadata(&self.path) {
-            Ok(metadata) if Stamp::new(&metadata) == stamp => Ok(()),
+        match Stamp::of_path(&self.path) {
+            Ok(now) if now == stamp => Ok(()),
             _ => Err(Error::InputChanged {
                 path: self.path.clone(),
             }),
@@ -331,6 +336,15 @@ pub trait TensorSource: Send + Sync {
         false
     }
 
+    /// The origin of an element of tensor `index` that is no finite number, where it is another file than
+    /// [`SourceInfo::path`].
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    fn blamed(&self, _index: usize, _element: usize) -> Result<Option<Blamed>> {
+        Ok(None)
+    }
+
     /// Most bytes that are kept in memory from one read to the next, where tensors are computed.
     fn held_bytes(&self) -> u64 {
         0
@@ -345,6 +359,17 @@ pub trait TensorSource: Send + Sync {
     /// # Panics
     /// May panic if `index` or the range is outside the tensor: a fault of the caller.
     fn read(&self, index: usize, first: usize, out: &mut [u8]) -> Result<()>;
+}
+
+/// An element of a file that is no finite number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blamed {
+    /// The file.
+    pub path: PathBuf,
+    /// The tensor in it.
+    pub key: String,
+    /// The element, one number per axis.
+    pub index: Vec<usize>,
 }
 
 /// How to open a checkpoint.
@@ -479,6 +504,16 @@ impl Checkpoint {
     pub fn is_computed(&self, name: &str) -> bool {
         self.index(name)
             .is_some_and(|index| self.source.is_computed(index))
+    }
+
+    /// The origin of an element of a tensor that is no finite number, where it is another file than the one that was
+    /// opened.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or a file cannot be read.
+    pub(crate) fn blamed(&self, name: &str, element: usize) -> Result<Option<Blamed>> {
+        let index = self.index(name).ok_or_else(|| self.missing(name))?;
+        self.source.blamed(index, element)
     }
 
     /// Shape and dtype of a tensor that must be there.

@@ -187,6 +187,48 @@ pub enum Task {
     Nlvr2,
 }
 
+impl Task {
+    /// Every task, in the order of lists.
+    pub const ALL: [Self; 3] = [Self::Retrieval, Self::Vqa, Self::Nlvr2];
+
+    /// Its name in recipes, flags and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Retrieval => "retrieval",
+            Self::Vqa => "vqa",
+            Self::Nlvr2 => "nlvr2",
+        }
+    }
+
+    /// Other names that mean the same.
+    #[must_use]
+    pub const fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::Retrieval => &["irtr"],
+            Self::Vqa | Self::Nlvr2 => &[],
+        }
+    }
+
+    /// The task with this name, or with this one among its others.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|task| task.name() == name || task.aliases().contains(&name))
+    }
+
+    /// The task of a model, in a few words.
+    #[must_use]
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Retrieval => "Texts for images and images for texts",
+            Self::Vqa => "Questions about images",
+            Self::Nlvr2 => "Statements about two images",
+        }
+    }
+}
+
 /// The part under which parameters are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::io::{Aliases, SourceInfo, TensorEntry};
+use crate::io::{Aliases, Blamed, SourceInfo, TensorEntry};
 use crate::{Checkpoint, DType, Result, TensorSource};
 
 use super::table::LAYOUTS;
@@ -97,6 +97,10 @@ impl TensorSource for Tied {
 
     fn is_computed(&self, index: usize) -> bool {
         self.inner.is_computed(self.from[index])
+    }
+
+    fn blamed(&self, index: usize, element: usize) -> Result<Option<Blamed>> {
+        self.inner.blamed(self.from[index], element)
     }
 
     fn held_bytes(&self) -> u64 {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::changes::{Change, Changes, Magnitude};
 use super::factors;
 use super::updates::{Delta, Update};
-use crate::io::{self, Aliases, SourceInfo, TensorEntry};
+use crate::execute::finite::{first_of, is_finite};
+use crate::io::{self, Aliases, Blamed, SourceInfo, TensorEntry};
 use crate::plan::PIECE_ELEMENTS;
 use crate::{Checkpoint, DType, MergeFault, Result, TensorInfo, TensorSource};
 use crate::{decode_f32, decode_f64};
@@ -107,6 +108,35 @@ impl Adapted {
             own,
             kept: Mutex::default(),
         })
+    }
+
+    /// Whether no tensor differs from the base: each update is 0, or the weight is. Reads factors until one is not 0.
+    pub(super) fn is_idle(&self) -> Result<bool> {
+        if self.weight == 0.0 {
+            return Ok(true);
+        }
+        for change in self.own.iter().filter_map(|own| own.change.as_ref()) {
+            let is_more =
+                change.replaced.is_some() || change.magnitude.is_some() || change.rows.is_some();
+            let added = change.added.as_ref();
+            let is_zero = added.map_or(Ok(true), |delta| delta.is_zero(&self.adapter))?;
+            if is_more || !is_zero {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the base has a finite number at an element of a changed tensor.
+    fn is_base_finite(&self, own: &Own, element: usize) -> Result<bool> {
+        let is_there = element < self.base.require(&own.key)?.n_elements();
+        let is_replaced = (own.change.as_ref()).is_some_and(|change| change.replaced.is_some());
+        if !is_there || is_replaced {
+            return Ok(true);
+        }
+        let mut value = [0.0f64];
+        read((&*self.base, &own.key), element, &mut value)?;
+        Ok(value[0].is_finite())
     }
 
     /// The update of a tensor, read unless it was used a short while ago.
@@ -312,6 +342,31 @@ impl TensorSource for Adapted {
     fn is_computed(&self, index: usize) -> bool {
         let own = &self.own[index];
         own.change.is_some() || self.base.is_computed(&own.key)
+    }
+
+    fn blamed(&self, index: usize, element: usize) -> Result<Option<Blamed>> {
+        let own = &self.own[index];
+        if own.change.is_none() || !self.is_base_finite(own, element)? {
+            return self.base.blamed(&own.key, element);
+        }
+        for (key, info) in self.adapter.tensors() {
+            let bytes = self.adapter.read_all(key)?;
+            if !is_finite(info.dtype, &bytes) {
+                let (at, _) = first_of(key, info.dtype, &bytes)?;
+                return Ok(Some(Blamed {
+                    path: self.adapter.path().into(),
+                    key: key.to_owned(),
+                    index: info.index_of(at),
+                }));
+            }
+        }
+        // Finite factors make a product that is too large.
+        let tensor = &self.tensors[index];
+        Ok(Some(Blamed {
+            path: self.adapter.path().into(),
+            key: tensor.name.clone().unwrap_or_default(),
+            index: tensor.info.index_of(element),
+        }))
     }
 
     fn held_bytes(&self) -> u64 {

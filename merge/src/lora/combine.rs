@@ -8,6 +8,7 @@ use ndarray::{Array2, Axis};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::changes::check_tensors;
 use super::config::{self, Config, NAME, Written};
 use super::extract::ExtractTarget;
 use super::factors::Named;
@@ -116,6 +117,7 @@ impl Adapter {
         let (config, settings) = Config::open(folder, Place::default())?;
         let tensors = io::open(&super::weights(folder), &OpenOptions::default())?;
         tensors.require_unique_names()?;
+        check_tensors(&tensors, Place::default())?;
         Ok(Self {
             folder: folder.to_owned(),
             weight,

@@ -124,6 +124,7 @@ pub(crate) fn adapted(
     let adapter = io::open(&weights(folder), &OpenOptions::default())?;
     adapter.require_unique_names()?;
     let changes = changes::of(below, &adapter, &config, renames, place)?;
+    let n_targets = changes.by_target.len();
     let view = adapted::Adapted::new(
         Arc::clone(unmerged),
         Arc::clone(below),
@@ -133,7 +134,19 @@ pub(crate) fn adapted(
         weight,
         keeps_rank,
     )?;
-    Ok(Arc::new(Checkpoint::new(Box::new(view))))
+    let idle = view.is_idle()?.then(|| {
+        let why = match weight == 0.0 {
+            true => "its weight is 0",
+            false => "its factors make zero: was it trained?",
+        };
+        let folder = folder.display();
+        format!("{folder}: changes none of {n_targets} weights; {why}")
+    });
+    let notes = below.notes().iter().cloned().chain(idle);
+    let merged = Checkpoint::new(Box::new(view));
+    Ok(Arc::new(
+        notes.fold(merged, |merged, note| merged.with_note(Some(note))),
+    ))
 }
 
 /// Names in an adapter that stand for other parts of a pipeline than the base, and how many it has.

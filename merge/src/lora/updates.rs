@@ -158,6 +158,36 @@ fn through_core(
 }
 
 impl Delta {
+    /// Whether it adds nothing, for a factor of it is 0 everywhere.
+    pub(super) fn is_zero(&self, adapter: &Checkpoint) -> Result<bool> {
+        let is_null = |named: &Named| -> Result<bool> {
+            Ok(values(adapter, named)?.iter().all(|&value| value == 0.0))
+        };
+        // The second factor begins at 0, so that it is the likely one.
+        let either = |a: &Named, b: &Named| Ok::<_, crate::Error>(is_null(b)? || is_null(a)?);
+        Ok(match self {
+            Self::Product(pair) => {
+                pair.scale == 0.0
+                    || match &pair.b {
+                        Some(b) => either(&pair.a, b)?,
+                        None => is_null(&pair.a)?,
+                    }
+            }
+            Self::Experts(of) => of.scale == 0.0 || either(&of.a, &of.b)?,
+            Self::Hadamard(of) => {
+                let [(a1, b1, _), (a2, b2, _)] = &of.pairs;
+                of.scale == 0.0 || either(a1, b1)? || either(a2, b2)?
+            }
+            Self::Kronecker(of) => {
+                let is_null = |side: &Side| -> Result<bool> {
+                    Ok(side.read(adapter)?.iter().all(|&value| value == 0.0))
+                };
+                of.scale == 0.0 || is_null(&of.first)? || is_null(&of.second)?
+            }
+            Self::Whole(named, scale) => *scale == 0.0 || is_null(named)?,
+        })
+    }
+
     /// Whether it has the shape of the tensor, kernels of convolutions flattened.
     pub(super) fn fits(&self, shape: &[usize]) -> bool {
         let n_elements: usize = shape.iter().product();

@@ -2,7 +2,7 @@ use crate::Result;
 use crate::methods::GroupShape;
 use crate::methods::parameters::{Fallback, Kind, ParameterSpec, SHARE, WEIGHT};
 use crate::methods::thinning::consensus::{
-    DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density,
+    DENSITY, INT8_MASK, LAMBDA, RESCALE_OF_RANKS, ThinningMethod, by_density,
 };
 use crate::methods::thinning::sparsifier::Sparsifier;
 
@@ -22,13 +22,14 @@ use crate::methods::thinning::sparsifier::Sparsifier;
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `gamma` | 0.01, per model | `[0, 1]` | share of the largest elements that go |
 /// | `normalize` | false | yes, no | divide by the weights of all models |
-/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | false | `true` or `l1`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References
 /// Davari and Belilovsky 2023, "Model Breadcrumbs", <https://arxiv.org/abs/2312.06795>.
 /// # Errors
-/// A density outside [0, 1] is refused with the recipe's line.
+/// A density outside [0, 1] is refused with the recipe's line. So is `rescale: inverse`, which divides by an element's chance
+/// to stay: here rank decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Breadcrumbs;
 
@@ -40,7 +41,7 @@ impl ThinningMethod for Breadcrumbs {
         DENSITY,
         ParameterSpec::per_member("gamma", SHARE, Fallback::Number(0.01)),
         ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(false)),
-        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+        ParameterSpec::shared("rescale", RESCALE_OF_RANKS, Fallback::Text("none")),
         LAMBDA,
         INT8_MASK,
     ];

@@ -23,13 +23,14 @@ use crate::methods::{Breadcrumbs, GroupShape};
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `gamma` | 0.01, per model | `[0, 1]` | share of the largest elements that go |
 /// | `normalize` | false | yes, no | divide by the weights of the models that agree |
-/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | false | `true` or `l1`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
 /// ## References
 /// Davari and Belilovsky 2023, "Model Breadcrumbs", <https://arxiv.org/abs/2312.06795>.
 /// # Errors
-/// A density outside [0, 1] is refused with the recipe's line.
+/// A density outside [0, 1] is refused with the recipe's line. So is `rescale: inverse`, which divides by an element's chance
+/// to stay: here rank decides.
 #[derive(Clone, Copy, Debug)]
 pub struct BreadcrumbsTies;
 

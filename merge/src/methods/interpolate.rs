@@ -197,6 +197,21 @@ mod tests {
     }
 
     #[test]
+    fn weights_whose_sum_is_no_number_are_refused() {
+        // All shares would be 0.
+        for (weight, is_fine) in [(1e308, false), (8e307, true)] {
+            let weights = [Expert::Vision, Expert::Language].map(|expert| (expert, weight));
+            let mut parameters = Parameters::default();
+            parameters.set(
+                "weights",
+                crate::recipe::Parameter::PerExpert(weights.into()),
+            );
+            let found = Interpolate::from_parameters(&parameters);
+            assert_eq!(found.is_ok(), is_fine, "{weight}");
+        }
+    }
+
+    #[test]
     fn many_members_are_summed_like_few() {
         let members: [&[f32]; 4] = [&[1.0, 2.0], &[3.0, 4.0], &[5.0, 6.0], &[7.0, 9.0]];
         let chunk = Chunk {

@@ -13,7 +13,8 @@ use crate::methods::parameters::{Fallback, Kind, ParameterSpec, SHARE};
 use crate::methods::ranking::over_all::{Search, key_of, value_of};
 use crate::methods::thinning::consensus::LAMBDA;
 use crate::methods::{
-    Base, GroupData, GroupShape, Groups, MergeMethod, Needs, Operation, Overview, WholeKernel,
+    Base, GroupData, GroupShape, Groups, MergeMethod, Needs, Operation, Overview, Values,
+    WholeKernel,
 };
 use crate::{Error, MergeFault, Result};
 
@@ -63,9 +64,14 @@ const COMBINE: Kind = Kind::Choice {
     no: "",
 };
 
+/// The parameters that have one value for all matrices.
+const OF_ALL: [&str; 4] = ["weight", "density", "mask", "combine"];
+
 /// The directions that all matrices share.
 struct Shared {
     settings: Settings,
+    /// The parameters of the first matrix.
+    values: Values,
     parts: Mutex<Vec<(String, Arc<Part>)>>,
     /// The least magnitude that each model keeps.
     cuts: OnceLock<Vec<f64>>,
@@ -139,14 +145,18 @@ impl MergeMethod for Knots {
         let shared = known.get_or_insert_with(|| {
             Arc::new(Shared {
                 settings: settings.clone(),
+                values: values.clone(),
                 parts: Mutex::default(),
                 cuts: OnceLock::new(),
             })
         });
         if shared.settings != settings {
+            let (name, place) = values.unlike(&shared.values, OF_ALL);
             return Err(MergeFault::VariesByTensor {
                 slot: group.slot.key.clone(),
                 method: "knots",
+                name,
+                place,
             }
             .into());
         }

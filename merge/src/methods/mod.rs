@@ -323,8 +323,8 @@ pub trait MergeMethod: Send + Sync {
         &[]
     }
 
-    /// Whether a parameter of another method is an error. Methods of mergekit pass such parameters over with a note, as
-    /// that program does.
+    /// Whether a parameter of another method is an error, as for most methods that mergekit lacks. Methods of mergekit pass
+    /// such parameters over with a note, as that program does.
     fn refuses_foreign_parameters(&self) -> bool {
         false
     }

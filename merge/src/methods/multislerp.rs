@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::methods::kernels::inner_products::Products;
+use crate::methods::kernels::inner_products::{CANCELED, Products};
 use crate::methods::kernels::weighted::{Deltas, Weighted};
 use crate::methods::parameters::{
     Fallback, Kind, NOT_NEGATIVE, ParameterSpec, WEIGHT, weighted_names,
@@ -15,7 +15,8 @@ use crate::{MergeFault, Result};
 /// vectors `uᵢ` it goes along the mean tangent `s = Σ wᵢ (uᵢ − (uᵢ·m) m)` by its length, and multiplies by
 /// `Σ wᵢ |vᵢ|`. With a base the vectors are differences from it. All elements of a tensor are one vector.
 ///
-/// Inputs that are all zero give the weighted mean, where mergekit stops.
+/// Where `|m|` is below `eps`, or below 10⁻⁷, which is rounding, there is no direction: two inputs, and any number of
+/// inputs of one element, give `Σ wᵢ vᵢ`. Inputs that are all zero give it, too, where mergekit stops.
 /// ## Why
 /// It mixes more than two directions without shortening them.
 /// ## Cost
@@ -29,7 +30,7 @@ use crate::{MergeFault, Result};
 /// ## References
 /// mergekit 0.1.5.
 /// # Errors
-/// [`MergeFault::NoDirection`] when three or more inputs cancel each other;
+/// [`MergeFault::NoDirection`] when three or more inputs of several elements cancel each other;
 /// [`MergeFault::WeightsSumToZero`].
 #[derive(Clone, Copy, Debug)]
 pub struct MultiSlerp;
@@ -63,6 +64,7 @@ impl MergeMethod for MultiSlerp {
             weights: group.values.shares(&group.slot.key, normalize)?,
             eps: group.values.number("eps"),
             has_base: group.has_base,
+            is_number: group.shape.iter().product::<usize>() == 1,
         })))
     }
 
@@ -81,6 +83,8 @@ struct Sphere {
     weights: Vec<f64>,
     eps: f64,
     has_base: bool,
+    /// Whether the tensor has one element.
+    is_number: bool,
 }
 
 impl Survey for Sphere {
@@ -108,10 +112,10 @@ impl Sphere {
         let unit: Vec<f64> = norms.iter().map(|norm| 1.0 / (norm + self.eps)).collect();
         let mean: Vec<f64> = (0..n).map(|i| self.weights[i] * unit[i]).collect();
         let length = products.norm_of(&mean);
-        if length < self.eps {
-            return match n {
-                2 => Ok(self.weights.clone()),
-                _ => Err(MergeFault::NoDirection {
+        if length < self.eps.max(CANCELED) {
+            return match n == 2 || self.is_number {
+                true => Ok(self.weights.clone()),
+                false => Err(MergeFault::NoDirection {
                     slot: self.slot.clone(),
                 }
                 .into()),
@@ -131,5 +135,47 @@ impl Sphere {
         Ok((0..n)
             .map(|i| radius * (angle.cos() * mean[i] + angle.sin() / angle * tangent[i]))
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sphere(weights: &[f64], is_number: bool) -> Sphere {
+        Sphere {
+            slot: "x".to_owned(),
+            weights: weights.to_vec(),
+            eps: 1e-8,
+            has_base: false,
+            is_number,
+        }
+    }
+
+    #[test]
+    fn numbers_of_opposite_signs_that_cancel_give_their_weighted_mean() {
+        // mergekit in f32: |m| is 0, so the rule of two inputs holds. Through `r + eps` it is 1.07e-8 in f64.
+        let products = Products::of_vectors(&[&[-2.2501411f64][..], &[0.3863696]]);
+        let found = sphere(&[0.5, 0.5], true).factors(&products);
+        assert_eq!(found.expect("a mean"), [0.5, 0.5]);
+        // Four numbers, two of each sign: the mean of 1, 2, −3 and −4 is −1, and there is nothing to refuse.
+        let products = Products::of_vectors(&[&[1.0f64][..], &[2.0], &[-3.0], &[-4.0]]);
+        let found = sphere(&[0.25; 4], true).factors(&products);
+        assert_eq!(found.expect("a mean"), [0.25; 4]);
+    }
+
+    #[test]
+    fn vectors_that_cancel_are_mixed_if_they_are_two_and_refused_if_they_are_more() {
+        let v: Vec<f64> = (1..40).map(|i| f64::from(i).sin()).collect();
+        let w: Vec<f64> = v.iter().map(|x| -0.7 * x).collect();
+        let products = Products::of_vectors(&[v.as_slice(), &w]);
+        let found = sphere(&[0.5, 0.5], false).factors(&products);
+        assert_eq!(found.expect("a mean"), [0.5, 0.5]);
+        let products = Products::of_vectors(&[v.as_slice(), &w, &v, &w]);
+        let found = sphere(&[0.25; 4], false).factors(&products);
+        assert!(matches!(
+            found,
+            Err(crate::Error::Merge(fault)) if matches!(*fault, MergeFault::NoDirection { .. })
+        ));
     }
 }

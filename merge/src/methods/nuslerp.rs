@@ -15,7 +15,8 @@ use crate::methods::{Passes, Real, Survey};
 /// ## What it does
 /// Walks along the great circle between the directions of two models, or, with a base, between their
 /// differences from it, which are then added to it: with `t = w₂ / (w₁ + w₂)`, `c` the cosine of the angle
-/// and `h = acos c`, `[sin((1 − t) h) v₁ + sin(t h) v₂] / sin h`; the straight line where `1 − c² ≤ 10⁻¹⁶`.
+/// and `h = acos c`, `[sin((1 − t) h) v₁ + sin(t h) v₂] / sin h`; the straight line where `1 − c² ≤ 10⁻¹⁶`,
+/// and, of vectors that point away from each other, where `1 − c² < 10⁻¹²`: rounding decides their plane.
 /// A vector is the whole tensor, or each line along one axis.
 /// ## Why
 /// As `slerp`, for two weights instead of one, and for differences from a base.
@@ -40,6 +41,8 @@ const MIN_WEIGHT_SUM: f64 = 1e-6;
 const MIN_NORM: f64 = 1e-7;
 /// Up to here the square of the sine counts as zero.
 const STRAIGHT: f64 = 1e-16;
+/// Likewise of opposite vectors: their plane is rounding, and both factors are about 1 over the sine.
+const OPPOSITE: f64 = 1e-12;
 
 impl MergeMethod for NuSlerp {
     fn name(&self) -> &'static str {
@@ -110,7 +113,8 @@ impl MergeMethod for NuSlerp {
 fn factors(aa: f64, ab: f64, bb: f64, t: f64) -> (f64, f64) {
     let norms = aa.sqrt().max(MIN_NORM) * bb.sqrt().max(MIN_NORM);
     let cosine = (ab / norms).clamp(-1.0, 1.0);
-    if 1.0 - cosine * cosine <= STRAIGHT {
+    let square = 1.0 - cosine * cosine;
+    if square <= STRAIGHT || (cosine < 0.0 && square < OPPOSITE) {
         return (1.0 - t, t);
     }
     let angle = cosine.acos();
@@ -240,5 +244,35 @@ impl Elementwise for ByColumn {
             let sum = T::from_f64(p) * a + T::from_f64(q) * b;
             *out = base + sum;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_opposite_vectors_are_mixed_along_the_straight_line() {
+        // `1 − c²` should be 0: `(1 − t) v + t (−2 v)`. For some vectors it rounds to 2.2e-16.
+        for n in 1..200 {
+            let v: Vec<f32> = (0..n).map(|i| ((i * i + n) as f32 * 0.37).sin()).collect();
+            let w: Vec<f32> = v.iter().map(|x| -2.0 * x).collect();
+            let products = Products::of_vectors(&[v.as_slice(), w.as_slice()]);
+            let (aa, ab, bb) = (products.at(0, 0), products.at(0, 1), products.at(1, 1));
+            assert_eq!(factors(aa, ab, bb, 0.25), (0.75, 0.25), "{n}");
+        }
+    }
+
+    #[test]
+    fn a_cosine_that_rounds_to_a_hair_above_minus_one_is_straight_and_an_angle_is_not() {
+        // c = −1 + 1.1e-16: 1 − c² is 2.2e-16.
+        let next = -1.0 + f64::EPSILON / 2.0;
+        assert_eq!(factors(1.0, next, 1.0, 0.5), (0.5, 0.5));
+        // 120 degrees: sin 60° / sin 120° = 1.
+        let (p, q) = factors(1.0, -0.5, 1.0, 0.5);
+        assert!((p - 1.0).abs() < 1e-14 && (q - 1.0).abs() < 1e-14);
+        // 1 − c² = 1e-10 is an angle still: 1e-5 less than π, so sin(h / 2) / sin h is 1 / 1e-5.
+        let (p, _) = factors(1.0, -(1.0f64 - 1e-10).sqrt(), 1.0, 0.5);
+        assert!((p * 1e-5 - 1.0).abs() < 1e-4, "{p}");
     }
 }

@@ -167,6 +167,32 @@ impl Values {
             && members.all(|(one, other)| same(one, other))
     }
 
+    /// The first of these parameters that has other values than in `first`, and where one of the two stands.
+    pub(super) fn unlike(
+        &self,
+        first: &Self,
+        names: impl IntoIterator<Item = &'static str>,
+    ) -> (&'static str, Place) {
+        fn all<'a>(values: &'a Values, name: &str) -> Vec<Option<&'a (Setting, Place)>> {
+            let settings = std::iter::once(&values.shared).chain(&values.members);
+            settings.map(|settings| settings.get(name)).collect()
+        }
+        for name in names {
+            let (own, firsts) = (all(self, name), all(first, name));
+            let n = own.len().max(firsts.len());
+            // Places are equal wherever they are.
+            if let Some(at) = (0..n).find(|&at| own.get(at) != firsts.get(at)) {
+                let places = [own.get(at), firsts.get(at)]
+                    .into_iter()
+                    .flatten()
+                    .flatten();
+                let place = places.map(|found| found.1).find(|place| place.line > 0);
+                return (name, place.unwrap_or_default());
+            }
+        }
+        ("parameters", Place::default())
+    }
+
     /// A shared number; 0 if the method does not have it.
     pub(super) fn number(&self, name: &'static str) -> f64 {
         number(&self.shared, name)
@@ -194,13 +220,13 @@ impl Values {
     }
 
     /// Each member's number.
-    pub(super) fn numbers(&self, name: &'static str) -> Vec<f64> {
+    pub(crate) fn numbers(&self, name: &'static str) -> Vec<f64> {
         let members = self.members.iter();
         members.map(|settings| number(settings, name)).collect()
     }
 
     /// The place of a member's value (of the first member: a shared value).
-    pub(super) fn place(&self, name: &'static str, member: usize) -> Place {
+    pub(crate) fn place(&self, name: &'static str, member: usize) -> Place {
         let of_member = self
             .members
             .get(member)

@@ -2,7 +2,7 @@ use crate::Result;
 use crate::methods::GroupShape;
 use crate::methods::parameters::{Fallback, Kind, ParameterSpec, WEIGHT};
 use crate::methods::thinning::consensus::{
-    DENSITY, INT8_MASK, LAMBDA, RESCALE, ThinningMethod, by_density,
+    DENSITY, INT8_MASK, LAMBDA, RESCALE_OF_RANKS, ThinningMethod, by_density,
 };
 use crate::methods::thinning::sparsifier::Sparsifier;
 use crate::methods::ties_of_model::{TRIM, TiesOfModel};
@@ -27,7 +27,7 @@ use crate::methods::ties_of_model::{TRIM, TiesOfModel};
 /// | `weight` | required, per model | any number | factor on the model's task vector |
 /// | `density` | 1, per model | `[0, 1]` | share of the task vector that stays |
 /// | `normalize` | true | yes, no | divide by the weights of the models that agree |
-/// | `rescale` | false | `true` or `l1`, `inverse`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after; `inverse` divides each element by its chance to stay |
+/// | `rescale` | false | `true` or `l1`, `false` or `none` | `l1` multiplies the rest by the sum of magnitudes before over after |
 /// | `lambda` | 1 | any number | factor on the sum |
 /// | `trim` | `tensor` | `tensor`, `model` | `model` takes the largest elements of all tensors together, as the paper's program; all parameters then have one value for all tensors, and `rescale` and `int8_mask` are errors |
 /// | `int8_mask` | false | yes, no | taken for mergekit's recipes; changes nothing |
@@ -35,7 +35,8 @@ use crate::methods::ties_of_model::{TRIM, TiesOfModel};
 /// Yadav et al. 2023, "TIES-Merging", <https://arxiv.org/abs/2306.01708>, with weights as in mergekit; by default per
 /// tensor, as there.
 /// # Errors
-/// A density outside [0, 1] is refused with the recipe's line.
+/// A density outside [0, 1] is refused with the recipe's line. So is `rescale: inverse`, which divides by an element's chance
+/// to stay: here rank decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Ties;
 
@@ -46,7 +47,7 @@ impl ThinningMethod for Ties {
         WEIGHT,
         DENSITY,
         ParameterSpec::shared("normalize", Kind::Flag, Fallback::Flag(true)),
-        ParameterSpec::shared("rescale", RESCALE, Fallback::Text("none")),
+        ParameterSpec::shared("rescale", RESCALE_OF_RANKS, Fallback::Text("none")),
         LAMBDA,
         INT8_MASK,
         TRIM,

@@ -40,6 +40,8 @@ impl TiesOfModel {
             Some(MODEL) => Err(MergeFault::VariesByTensor {
                 slot: group.slot.key.clone(),
                 method: "ties with `trim: model`",
+                name: "trim",
+                place: group.values.place("trim", 0),
             }
             .into()),
             _ => Ok(()),

@@ -6,16 +6,20 @@ use std::path::{Path, PathBuf};
 use super::Entry;
 use super::checkpoints::{Models, Modules, Scope};
 use super::opener::{Opener, merged};
+use super::stacks::Stacks;
 use super::vocabularies::Alignment;
 use crate::beside::chat;
 use crate::beside::config::{self, Changes};
+use crate::beside::differences;
 use crate::beside::experts::Said;
-use crate::beside::layers::Layers;
+use crate::beside::layers::{self, Layers};
 use crate::beside::{Beside, Companion, Companions, Content, Ingredient, Share, license};
 use crate::io::SourceFile;
 use crate::provenance::short_names;
-use crate::recipe::{ModelRef, TokenizerSource, adapters};
-use crate::{Checkpoint, ConversionFault, DType, MergePlan, MergeRecipe, Result, lora, ties};
+use crate::recipe::{ModelRef, OnMissing, TokenizerSource, adapters};
+use crate::{
+    Checkpoint, ConversionFault, DType, MergeFault, MergePlan, MergeRecipe, Result, lora, ties,
+};
 
 /// Everything that goes beside the output of a recipe: the files of the base or, without a base, of
 /// the first model.
@@ -271,6 +275,163 @@ pub(super) fn changes(
         had_head,
         ..Changes::default()
     })
+}
+
+/// The layers of stacks that `on_missing` makes longer or shorter than those of the model whose configuration the output
+/// gets. Returns the contradictions between that model's own configuration and its own layers.
+pub(super) fn kept_layers(
+    recipe: &MergeRecipe,
+    opener: &Opener,
+    models: &Models,
+    entries: &[&Entry],
+    changes: &mut Changes,
+) -> Result<Vec<String>> {
+    let donor_ref = donor(recipe);
+    let Some(donor) = donor_ref.as_ref().and_then(|donor| models.find(donor)) else {
+        return Ok(Vec::new());
+    };
+    let config_of = |model: usize| -> Result<serde_json::Value> {
+        let settings = opener
+            .companions(&models.refs()[model])?
+            .settings("config.json")?;
+        Ok(settings.unwrap_or_default())
+    };
+    let names = || models.sources[donor].tensors().map(|(name, _)| name);
+    let before = Stacks::of_one_or_more(names()).0;
+    let after = Stacks::of_one_or_more(entries.iter().map(|entry| entry.name.as_str())).0;
+    let is_set = |prefix: &str| changes.layers.iter().any(|layers| layers.prefix == prefix);
+    let mut kept = Vec::new();
+    for (prefix, n_after) in after {
+        let Some(&n_before) = before.get(&prefix) else {
+            continue;
+        };
+        if recipe.on_missing == OnMissing::Error || n_after == n_before || is_set(&prefix) {
+            continue;
+        }
+        let mut layers = Layers {
+            before: vec![n_before],
+            configs: vec![config_of(donor)?],
+            ..Layers::default()
+        };
+        let mut places = vec![donor];
+        for layer in 0..n_after {
+            let start = format!("{prefix}.{layer}.");
+            let entry = entries.iter().find(|entry| entry.name.starts_with(&start));
+            let tensor = entry.and_then(|entry| entry.action.tensors().next());
+            let model = match tensor {
+                Some(tensor) if layer >= n_before && tensor.source < models.refs().len() => {
+                    tensor.source
+                }
+                _ => donor,
+            };
+            let place = match places.iter().position(|known| *known == model) {
+                Some(place) => place,
+                None => {
+                    let names = models.sources[model].tensors().map(|(name, _)| name);
+                    let stacks = Stacks::of_one_or_more(names).0;
+                    layers
+                        .before
+                        .push(stacks.get(&prefix).copied().unwrap_or(0));
+                    layers.configs.push(config_of(model)?);
+                    places.push(model);
+                    places.len() - 1
+                }
+            };
+            layers.order.push((place, layer));
+        }
+        layers.prefix = prefix;
+        kept.push(layers);
+    }
+    changes.layers.extend(kept);
+    Ok(layers::of_stacks(&config_of(donor)?, names()))
+}
+
+/// Checks that the configuration beside the output says how many layers it has, where `on_missing` chooses them and the
+/// configuration had no contradictions, `known`, before.
+pub(super) fn check_layers(
+    recipe: &MergeRecipe,
+    beside: &Beside,
+    entries: &[&Entry],
+    known: &[String],
+) -> Result<()> {
+    // Modules of other models have stacks that the configuration may have no words for.
+    let is_plain = recipe.modules.is_empty() && known.is_empty();
+    if recipe.on_missing == OnMissing::Error || !is_plain {
+        return Ok(());
+    }
+    let mut files = beside.files.iter();
+    let Some(file) = files.find(|file| file.name == "config.json") else {
+        return Ok(());
+    };
+    let text = match &file.content {
+        Content::Text(text) => text.clone(),
+        content => String::from_utf8_lossy(&content.bytes()?).into_owned(),
+    };
+    let config = config::parsed(&text, Path::new("config.json"))?;
+    let names = entries.iter().map(|entry| entry.name.as_str());
+    let mut found = layers::of_stacks(&config, names).into_iter();
+    match found.next() {
+        Some(reason) => Err(MergeFault::ConfigLayers { reason }.into()),
+        None => Ok(()),
+    }
+}
+
+/// Compares the configurations of the models with the one that the output gets: models that differ in a setting that no
+/// shape shows are noted, and refused if they have other numbers of heads.
+pub(super) fn check_configs(recipe: &MergeRecipe, opener: &Opener) -> Result<()> {
+    let Some(donor) = donor(recipe) else {
+        return Ok(());
+    };
+    let config_of = |model: &ModelRef| opener.companions(model)?.settings("config.json");
+    let others: Vec<ModelRef> = (referenced(recipe).into_iter())
+        .filter(|model| !model.is_same_model(&donor))
+        .collect();
+    let Some(first) = config_of(&donor)? else {
+        for other in &others {
+            if config_of(other)?.is_some() {
+                opener.note(&[format!(
+                    "{} has no config.json, so a folder as output gets none; {} has one: name it first, or as `base_model`",
+                    donor.name(),
+                    other.name()
+                )]);
+                break;
+            }
+        }
+        return Ok(());
+    };
+    for other in &others {
+        let Some(config) = config_of(other)? else {
+            continue;
+        };
+        let found = differences::between(&first, &config);
+        // Models of which the recipe takes other modules may well have other heads.
+        if let Some(heads) = found.iter().find(|found| found.is_of_heads)
+            && recipe.modules.is_empty()
+        {
+            return Err(MergeFault::Heads {
+                model: other.name(),
+                key: heads.key.clone(),
+                found: heads.other.clone(),
+                first: donor.name(),
+                expected: heads.first.clone(),
+                place: other.place,
+            }
+            .into());
+        }
+        let said: Vec<String> = (found.iter())
+            .map(|found| format!("`{}` {} and {}", found.key, found.first, found.other))
+            .collect();
+        if !said.is_empty() {
+            opener.note(&[format!(
+                "config.json of {} and of {} differ: {}; the output gets that of {}",
+                donor.name(),
+                other.name(),
+                said.join(", "),
+                donor.name()
+            )]);
+        }
+    }
+    Ok(())
 }
 
 /// The layers that the slices of a part made, each as its first source has it.

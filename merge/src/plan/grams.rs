@@ -44,8 +44,8 @@ impl GramFiles {
     /// Opens a gram file for the weights of `model`, the plan's source number `source`.
     ///
     /// # Errors
-    /// When the file is no gram file, and [`MergeFault::ForeignGrams`] when it says that it was summed
-    /// over a file of another size.
+    /// When the file is no gram file, [`Error::GramParts`] when it sums only some parts of its data, and
+    /// [`MergeFault::ForeignGrams`] when it says that it was summed over a file of another size.
     pub(super) fn open(
         &mut self,
         path: &str,
@@ -62,6 +62,7 @@ impl GramFiles {
                 store
             }
         };
+        self.stores[store].require_whole()?;
         if recipe.foreign_grams == ForeignGrams::Error {
             check_sizes(&self.stores[store], model)?;
             self.uses.insert(GramUse { store, source });

@@ -417,39 +417,52 @@ impl MergePlan {
         Ok(())
     }
 
+    /// The plan of a conversion of its first source, which a gram file over that source decides: the file is an input,
+    /// and hashes are compared when the plan runs.
+    pub(crate) fn decided_by(mut self, store: &Arc<GramStore>) -> Self {
+        self.gram_uses.push(GramUse {
+            store: self.grams.len(),
+            source: 0,
+        });
+        self.grams.push(Arc::clone(store));
+        self
+    }
+
     /// Whether gram files, Fisher files and activations are of the files that they are used for, by the hashes of
-    /// `provenance`.
+    /// `provenance`, the record of the plan's [`files`](Self::files) in their order. Files without a hash are not
+    /// compared.
     ///
     /// # Errors
     /// [`crate::MergeFault::ForeignGrams`].
-    pub(crate) fn check_grams(
+    pub fn check_grams(
         &self,
         provenance: &Provenance,
         hashes: &Hashes,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let known = grams::Known {
+        self.check_sums(&grams::Known {
             files: &self.files(),
             inputs: &provenance.inputs,
             hashes,
             progress,
-        };
+        })
+    }
+
+    /// As [`check_grams`](Self::check_grams), for the plan and its stages.
+    fn check_sums(&self, known: &grams::Known<'_>) -> Result<()> {
         self.gram_uses.iter().try_for_each(|of| {
             let (store, model) = (&self.grams[of.store], &self.sources[of.source]);
-            grams::check_hashes(store, model, &known)
+            grams::check_hashes(store, model, known)
         })?;
         self.paired_uses.iter().try_for_each(|of| {
             let (paired, model) = (&self.sources[of.file], &self.sources[of.source]);
-            grams::check_paired_hashes(paired, model, &known)
+            grams::check_paired_hashes(paired, model, known)
         })?;
-        self.check_activations(&known)
-    }
-
-    fn check_activations(&self, known: &grams::Known<'_>) -> Result<()> {
         let mut aligned = self.aligned.iter();
         aligned.try_for_each(|aligned| aligned.check_hashes(known))?;
+        // Stages themselves run without hashes.
         let mut stages = self.stages.iter();
-        stages.try_for_each(|stage| stage.plan.check_activations(known))
+        stages.try_for_each(|stage| stage.plan.check_sums(known))
     }
 
     /// Tensor bytes of the output.

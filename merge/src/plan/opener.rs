@@ -73,13 +73,15 @@ impl Opener {
             Some(text) => {
                 let renames = views::compiled(&model.adapter_rename, model.place)?;
                 let keeps_rank = self.keeps_rank.get();
-                lora::stacked(
+                let stacked = lora::stacked(
                     checkpoint,
                     &adapters(text),
                     &renames,
                     model.place,
                     keeps_rank,
-                )?
+                )?;
+                self.note(stacked.notes());
+                stacked
             }
             None => checkpoint,
         };

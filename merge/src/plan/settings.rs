@@ -1,6 +1,6 @@
 //! From parameters as written to their values for one tensor: precedence, filters, gradients, ranges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regex::{Regex, RegexBuilder};
 
@@ -41,6 +41,8 @@ pub(super) struct Settings {
     is_strict: bool,
     /// Patterns that were compiled.
     patterns: BTreeMap<String, Regex>,
+    /// Cases that decided for a tensor, by the parameter's name and the patterns.
+    deciding: BTreeSet<(&'static str, String)>,
 }
 
 impl Settings {
@@ -52,6 +54,7 @@ impl Settings {
             own: method.own_parameters(),
             is_strict: method.refuses_foreign_parameters(),
             patterns: BTreeMap::new(),
+            deciding: BTreeSet::new(),
         }
     }
 
@@ -77,6 +80,87 @@ impl Settings {
         Ok(notes)
     }
 
+    /// The specification of a parameter.
+    fn spec(&self, name: &str) -> Option<&'static ParameterSpec> {
+        self.specs.iter().find(|spec| spec.name == name)
+    }
+
+    /// Refuses cases that no tensor comes to, behind one that fits all.
+    pub(super) fn check_cases(&self, parameters: &Parameters) -> Result<()> {
+        for (name, located) in &parameters.0 {
+            let Parameter::Cases(cases) = &located.value else {
+                continue;
+            };
+            let mut behind = cases.iter().skip_while(|case| !case.fits_all()).skip(1);
+            if let (Some(_), Some(case)) = (self.spec(name), behind.next()) {
+                let case = match case.patterns() {
+                    patterns if patterns.is_empty() => "another case".to_owned(),
+                    patterns => format!("the case `{patterns}`"),
+                };
+                return Err(MergeFault::NoEffect {
+                    key: name.clone(),
+                    why: format!("{case} stands behind one that fits every tensor"),
+                    place: located.place,
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes on parameters of one model that the method reads for all models together.
+    pub(super) fn misplaced(&self, parameters: &Parameters) -> Vec<String> {
+        let shared = |name: &str| {
+            let spec = self.spec(name)?;
+            // Without a default its lack is an error.
+            let is_required = matches!(spec.default, Fallback::Required);
+            (matches!(spec.scope, Scope::Shared) && !is_required).then_some(())
+        };
+        let found = parameters
+            .0
+            .iter()
+            .filter(|(name, _)| shared(name).is_some());
+        found
+            .map(|(name, located)| {
+                format!(
+                    "{} reads `{name}` for all models together: under a model{} it is passed over",
+                    self.method, located.place
+                )
+            })
+            .collect()
+    }
+
+    /// Notes on cases that decided for no tensor, each once.
+    pub(super) fn idle_cases<'a>(&self, all: impl Iterator<Item = &'a Parameters>) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut known = BTreeSet::new();
+        for (name, located) in all.flat_map(|parameters| &parameters.0) {
+            let Some(spec) = self.spec(name) else {
+                continue;
+            };
+            let cases = match &located.value {
+                Parameter::Case(case) => std::slice::from_ref(case),
+                Parameter::Cases(cases) => cases.as_slice(),
+                _ => continue,
+            };
+            for case in cases.iter().filter(|case| !case.fits_all()) {
+                let case_key = (spec.name, case.patterns());
+                if self.deciding.contains(&case_key) || !known.insert(case_key.clone()) {
+                    continue;
+                }
+                let hint = match case.glob {
+                    Some(_) => "; a glob stands for the whole name",
+                    None => "",
+                };
+                notes.push(format!(
+                    "`{name}`: the case `{}` decides for no tensor{}{hint}",
+                    case_key.1, located.place
+                ));
+            }
+        }
+        notes
+    }
+
     /// The values for the tensor `key`. `own` are each member's own parameters; `shared` those of the
     /// group, the nearest first.
     pub(super) fn resolve(
@@ -95,6 +179,17 @@ impl Settings {
             match spec.scope {
                 Scope::Shared => {
                     let found = self.find(spec, key, layer, None, shared)?;
+                    let given = own.iter().find_map(|(own, _)| own.get(spec.name));
+                    if let (None, Fallback::Required, Some((_, place))) =
+                        (&found, spec.default, given)
+                    {
+                        return Err(MergeFault::Misplaced {
+                            method: self.method,
+                            name: spec.name,
+                            place,
+                        }
+                        .into());
+                    }
                     let found =
                         self.or_default(found, spec, key, "all models", Place::default())?;
                     values.shared.extend(found.map(|found| (spec.name, found)));
@@ -111,6 +206,21 @@ impl Settings {
                     }
                 }
             }
+        }
+        let weights = values.numbers("weight");
+        // Of magnitudes, for some methods add up only the weights of one sign.
+        if !weights
+            .iter()
+            .map(|weight| weight.abs())
+            .sum::<f64>()
+            .is_finite()
+        {
+            return Err(MergeFault::WeightsOverflow {
+                slot: key.to_owned(),
+                place: values.place("weight", 0),
+                weights,
+            }
+            .into());
         }
         Ok(values)
     }
@@ -161,11 +271,11 @@ impl Settings {
                 Parameter::Number(value) => Some(Scalar::Number(*value)),
                 Parameter::Text(value) => Some(Scalar::Text(value.clone())),
                 Parameter::Gradient(values) => along(values, layer),
-                Parameter::Case(case) => self.of_case(case, place, key, layer)?,
+                Parameter::Case(case) => self.of_case(spec, case, place, (key, layer))?,
                 Parameter::Cases(cases) => {
                     let mut hit = None;
                     for case in cases {
-                        hit = self.of_case(case, place, key, layer)?;
+                        hit = self.of_case(spec, case, place, (key, layer))?;
                         if hit.is_some() {
                             break;
                         }
@@ -189,10 +299,10 @@ impl Settings {
     /// The value of a case, if it fits the tensor's name.
     fn of_case(
         &mut self,
+        spec: &ParameterSpec,
         case: &Case,
         place: Place,
-        key: &str,
-        layer: Option<Layer>,
+        (key, layer): (&str, Option<Layer>),
     ) -> Result<Option<Scalar>> {
         let by_filter =
             (case.filter.as_deref()).is_none_or(|part| part == "*" || key.contains(part));
@@ -206,11 +316,15 @@ impl Settings {
             None => true,
             Some(regex) => self.pattern(regex, regex, place)?.is_match(key),
         };
-        Ok(match &case.value {
+        let value = match &case.value {
             _ if !(by_filter && by_glob && by_regex) => None,
             CaseValue::One(value) => Some(value.clone()),
             CaseValue::Gradient(values) => along(values, layer),
-        })
+        };
+        if value.is_some() && !case.fits_all() {
+            self.deciding.insert((spec.name, case.patterns()));
+        }
+        Ok(value)
     }
 
     fn pattern(&mut self, pattern: &str, written: &str, place: Place) -> Result<&Regex> {

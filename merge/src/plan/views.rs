@@ -15,6 +15,7 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
         return Ok(checkpoint);
     }
     let renames = compiled(&model.rename, model.place)?;
+    check_hits(&checkpoint, model, &renames)?;
     let mut tensors = Vec::new();
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
     let mut rename = |key: &str| {
@@ -39,6 +40,32 @@ pub(super) fn renamed(checkpoint: Arc<Checkpoint>, model: &ModelRef) -> Result<A
         aliases.insert(rename(key)?, new_name(of, &renames, model.place)?);
     }
     Ok(Renamed::view(checkpoint, tensors, aliases))
+}
+
+/// Refuses changes that fit no tensor's name.
+fn check_hits(checkpoint: &Checkpoint, model: &ModelRef, renames: &Renames) -> Result<()> {
+    let own = checkpoint.tensors().map(|(name, _)| name.to_owned());
+    let mut names: Vec<String> = own.chain(checkpoint.aliases().keys().cloned()).collect();
+    for (rename, rule) in model.rename.iter().zip(renames) {
+        if !names.iter().any(|name| rule.0.is_match(name)) {
+            return Err(MergeFault::NoEffect {
+                key: format!("rename: from: {}", rename.from),
+                why: match names.first() {
+                    Some(first) => {
+                        format!("it fits no tensor's name of {}, as `{first}`", model.name())
+                    }
+                    None => format!("{} has no tensors", model.name()),
+                },
+                place: model.place,
+            }
+            .into());
+        }
+        let rule = vec![rule.clone()];
+        for name in &mut names {
+            *name = new_name(name, &rule, model.place)?;
+        }
+    }
+    Ok(())
 }
 
 /// The longest name that renaming may make: names of published models have some hundred bytes.

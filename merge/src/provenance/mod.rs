@@ -71,6 +71,20 @@ impl InputFile {
             || differ(&self.sha256, &other.sha256)
             || differ(&self.etag, &other.etag)
     }
+
+    /// Whether the content is the same, by a hash or a version; `None` if the two have neither in common and the sizes
+    /// agree.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> Option<bool> {
+        let agree = |one: &Option<String>, other: &Option<String>| one.is_some() && one == other;
+        let is_known = agree(&self.blake3, &other.blake3)
+            || agree(&self.sha256, &other.sha256)
+            || agree(&self.etag, &other.etag);
+        match self.differs_from(other) {
+            true => Some(false),
+            false => is_known.then_some(true),
+        }
+    }
 }
 
 impl Provenance {
@@ -181,5 +195,8 @@ mod tests {
             ..blake3.clone()
         };
         assert!(longer.differs_from(&blake3));
+        assert_eq!(blake3.is_same_as(&blake3), Some(true));
+        assert_eq!(blake3.is_same_as(&longer), Some(false));
+        assert_eq!(blake3.is_same_as(&sha256), None);
     }
 }

@@ -48,8 +48,26 @@ const NOT_OF_A_MODULE: [(&str, &str); 2] = [
     ),
 ];
 
+/// Words of the parser about its own settings and types, and what they mean for a recipe.
+const WORDS_OF_THE_PARSER: [(&str, &str); 4] = [
+    (
+        ", set DuplicateKeyPolicy in Options if acceptable",
+        ", which a map has once",
+    ),
+    (
+        "rejected by the configured policy",
+        "in a recipe, whose numbers are finite",
+    ),
+    ("invalid u64", "not a whole number of 0 or more"),
+    ("invalid floating point", "not a number"),
+];
+
 /// A parser's message, with what to do about keys that stand in the wrong place.
 fn with_advice(reason: &str) -> String {
+    let words = WORDS_OF_THE_PARSER.iter();
+    let reason = &words.fold(reason.to_owned(), |reason, (theirs, ours)| {
+        reason.replace(theirs, ours)
+    });
     let is_of_a_module = reason.contains("expected one of models, slices, layers, parameters");
     let is_named = |(key, _): &&(&str, &str)| reason.contains(&format!("unknown field `{key}`"));
     match NOT_OF_A_MODULE.iter().find(is_named) {

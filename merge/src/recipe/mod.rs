@@ -330,6 +330,14 @@ impl MergeRecipe {
     /// # Errors
     /// When the file cannot be read, or [`Error::BadRecipe`] with line and column.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::BadRecipe {
+                path: path.to_owned(),
+                reason: "this is a folder, and a recipe is a YAML file; `MODEL+ADAPTER` merges an adapter into a model \
+                         without one"
+                    .to_owned(),
+            });
+        }
         let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
         let mut text = String::new();
         let mut limited = file.take(MAX_RECIPE_BYTES + 1);

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::RemoteFault;
+use crate::platform;
 use crate::provenance::hexadecimal;
 
 /// Bytes of a block; the last of a file may be shorter.
@@ -140,9 +140,7 @@ impl Blocks {
         let failed = |error| fault("read", &self.path, &error);
         let end = self.list.metadata().map_err(failed)?.len();
         let mut text = vec![0; end.saturating_sub(known.n_read) as usize];
-        self.list
-            .read_exact_at(&mut text, known.n_read)
-            .map_err(failed)?;
+        platform::read_exact_at(&self.list, &mut text, known.n_read).map_err(failed)?;
         let n_whole = text.iter().rposition(|&byte| byte == b'\n');
         let n_whole = n_whole.map_or(0, |last| last + 1);
         known.n_read += n_whole as u64;
@@ -176,10 +174,7 @@ impl Blocks {
             return Ok(true);
         }
         let mut bytes = vec![0; self.block_bytes(index)];
-        let is_sound = self
-            .data
-            .read_exact_at(&mut bytes, index * BLOCK_BYTES)
-            .is_ok()
+        let is_sound = platform::read_exact_at(&self.data, &mut bytes, index * BLOCK_BYTES).is_ok()
             && crc32fast::hash(&bytes) == crc;
         match is_sound {
             true => known.blocks.insert(index, (crc, true)),
@@ -197,9 +192,7 @@ impl Blocks {
     pub(super) fn put(&self, index: u64, bytes: &[u8]) -> Result<(), RemoteFault> {
         let failed = |error| fault("write", &self.path, &error);
         debug_assert_eq!(bytes.len(), self.block_bytes(index));
-        self.data
-            .write_all_at(bytes, index * BLOCK_BYTES)
-            .map_err(failed)?;
+        platform::write_all_at(&self.data, bytes, index * BLOCK_BYTES).map_err(failed)?;
         let crc = crc32fast::hash(bytes);
         let line = format!("{index:016x} {crc:08x}\n");
         (&self.list).write_all(line.as_bytes()).map_err(failed)?;
@@ -209,7 +202,7 @@ impl Blocks {
 
     /// Reads bytes of blocks that [`Blocks::has`] found.
     pub(super) fn read(&self, out: &mut [u8], offset: u64) -> std::io::Result<()> {
-        self.data.read_exact_at(out, offset)
+        platform::read_exact_at(&self.data, out, offset)
     }
 }
 
@@ -277,7 +270,7 @@ mod tests {
         );
         one.put(1, b"0123456789").expect("written");
         assert!(two.has(1).expect("readable"));
-        one.data.write_all_at(b"x", BLOCK_BYTES).expect("written");
+        platform::write_all_at(&one.data, b"x", BLOCK_BYTES).expect("written");
         assert!(!open(folder.path()).has(1).expect("readable"));
     }
 }

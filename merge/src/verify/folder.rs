@@ -10,18 +10,7 @@ use crate::beside::vocabulary::Tokenizer;
 use crate::beside::{Companions, chat, layers};
 use crate::io::model_folder;
 use crate::plan::PIECE_ELEMENTS;
-use crate::plan::stacks::Stacks;
 use crate::{Checkpoint, Result, quantized, ties};
-
-/// The last part of a stack's name, if its layers are those of the model.
-const STACKS: [&str; 6] = [
-    "layers",
-    "layer",
-    "h",
-    "block",
-    "blocks",
-    "transformer_blocks",
-];
 
 /// Files beside weights that say how they are quantized, where config.json does not.
 const SETTINGS_OF_QUANTIZATION: [&str; 3] = [
@@ -130,27 +119,10 @@ fn embeddings(found: &Checkpoint) -> Option<(&str, usize)> {
 /// The contradictions between the configuration and the weights.
 fn contradictions(config: &Value, found: &Checkpoint) -> Vec<String> {
     let mut findings = Vec::new();
-    let names = found.tensors().map(|(name, _)| name);
-    let mut stacks = Stacks::seen(names);
-    stacks.retain(|prefix, _| STACKS.contains(&prefix.rsplit('.').next().unwrap_or(prefix)));
-    let has_several = stacks.values().any(|seen| seen.len() > 1);
-    for (prefix, seen) in &stacks {
-        let n_layers = seen.last().map_or(0, |last| last + 1);
-        if seen.len() < n_layers {
-            // Some parts have numbers without weights; a stack has as many layers as the configuration says.
-            let missing: Vec<usize> = (0..n_layers)
-                .filter(|layer| !seen.contains(layer))
-                .collect();
-            if layers::says(config, prefix, n_layers) {
-                findings.push(format!(
-                    "`{prefix}` has no tensor of the layers {missing:?}"
-                ));
-            }
-        } else if n_layers > 1 || !has_several {
-            // One layer beside a stack is that of a part without a number of its own.
-            findings.extend(layers::contradictions(config, prefix, n_layers));
-        }
-    }
+    findings.extend(layers::of_stacks(
+        config,
+        found.tensors().map(|(name, _)| name),
+    ));
     let text = config.get("text_config").unwrap_or(config);
     let says = |key: &str| text.get(key).or_else(|| config.get(key));
     let embeddings = embeddings(found);

@@ -95,5 +95,64 @@ fn values_that_are_not_finite_are_found_in_the_sum() {
         ("fc.lora_B.weight", raw(&[1, 1], &[1.0])),
     ];
     folder.adapter("a", R1, tensors);
-    assert!(folder.fault("a").contains("`fc.weight`"));
+    let said = folder.fault("a");
+    for part in [
+        "a/adapter_model.safetensors: `base_model.model.fc.lora_A.weight` [0, 0]",
+        "NaN",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    // Of a base that is broken itself the base is named.
+    let folder = Folder::new(vec![("fc.weight", halved(&[1, 1], &[f32::NAN]))]);
+    let tensors = vec![
+        ("fc.lora_A.weight", raw(&[1, 1], &[1.0])),
+        ("fc.lora_B.weight", raw(&[1, 1], &[1.0])),
+    ];
+    folder.adapter("a", R1, tensors);
+    let said = folder.fault("a");
+    assert!(
+        said.contains("base.safetensors: `fc.weight` [0, 0]"),
+        "{said}"
+    );
+}
+
+#[test]
+fn adapters_without_a_number_are_refused_and_idle_ones_are_noted() {
+    let folder = Folder::new(vec![("fc.weight", raw(&[1, 1], &[1.0]))]);
+    let pair = |a: Raw, b: Raw| vec![("fc.lora_A.weight", a), ("fc.lora_B.weight", b)];
+    folder.adapter("none", R1, Vec::new());
+    let said = folder.fault("none");
+    assert!(
+        said.contains("there is no tensor in it") && said.contains("(line 3,"),
+        "{said}"
+    );
+    folder.adapter("pieces", R1, pair(raw(&[0], &[]), raw(&[0], &[])));
+    let said = folder.fault("pieces");
+    assert!(
+        said.contains(
+            "2 of 2 tensors are empty, `base_model.model.fc.lora_A.weight` has shape [0]"
+        ),
+        "{said}"
+    );
+    let one = || raw(&[1, 1], &[1.0]);
+    let zero = || raw(&[1, 1], &[0.0]);
+    folder.adapter("untrained", R1, pair(one(), zero()));
+    folder.adapter(
+        "switched_off",
+        r#""r": 1, "lora_alpha": 0"#,
+        pair(one(), one()),
+    );
+    folder.adapter("trained", R1, pair(one(), one()));
+    for (name, is_noted) in [
+        ("untrained", true),
+        ("switched_off", true),
+        ("trained", false),
+    ] {
+        let yaml = format!("merge_method: passthrough\nmodels:\n- model: <base>+{name}\n");
+        let notes = folder.plan(&yaml).expect("resolves").beside().notes.clone();
+        let found = notes
+            .iter()
+            .any(|note| note.contains("changes none of 1 weights"));
+        assert_eq!(found, is_noted, "{name}: {notes:?}");
+    }
 }

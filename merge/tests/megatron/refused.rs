@@ -23,6 +23,7 @@ fn a_rank_does_not_pass_for_the_model() {
     is_the_model(&opened(&rank.join("model_optim_rng.pt")), run);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_planted_link_is_not_followed() {
     let home = written(RUN, &unchanged);

@@ -1,5 +1,6 @@
 //! Recipes over several checkpoints: what they may say, and the errors of wrong ones.
 
+mod degenerate;
 mod documents;
 mod modules;
 mod parameters;
@@ -382,5 +383,77 @@ fn a_base_among_the_models_is_the_base_and_alone_it_comes_out() {
         plan.entries()
             .iter()
             .all(|entry| matches!(entry.action, Action::Copy(_)))
+    );
+}
+
+#[test]
+fn a_key_without_effect_is_an_error_that_names_it() {
+    let folder = Folder::three();
+    let linear = "merge_method: linear\nparameters: {weight: 1}\nmodels: [<a>, <b>]\n";
+    let renamed = |from: &str| {
+        format!(
+            "merge_method: linear\nparameters: {{weight: 1}}\nmodels: [<a>, {{model: <b>, rename: [{{from: '{from}', to: \
+             'x'}}]}}]\non_missing: copy"
+        )
+    };
+    for (yaml, part) in [
+        (
+            format!("{linear}layers: nope.layers"),
+            "`layers: nope.layers` has no effect",
+        ),
+        (
+            format!("{linear}on_missing_gram: mean"),
+            "linear reads no gram matrices",
+        ),
+        (
+            format!("{linear}unknown_keys: copy"),
+            "`unknown_keys` has no effect",
+        ),
+        (renamed("^nope"), "`rename: from: ^nope` has no effect"),
+        (
+            format!("{linear}tokenizer_source: base\ntokenizer: {{source: union}}"),
+            "`tokenizer_source` or `tokenizer`, not both",
+        ),
+        (
+            format!("{linear}tokenizer: {{source: union, pad_to_multiple_of: 0}}"),
+            "`pad_to_multiple_of` is a number of rows of 1 or more",
+        ),
+    ] {
+        let said = folder.fault(&yaml);
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    assert!(folder.plan(&renamed("^head")).is_ok());
+}
+
+#[test]
+fn a_base_is_the_base_under_any_name_and_a_copy_of_it_is_noted() {
+    let folder = Folder::three();
+    std::fs::hard_link(folder.path("base"), folder.path("twin")).expect("linked");
+    let yaml = |base: &str| {
+        format!("merge_method: model_stock\nbase_model: <{base}>\nmodels: [<base>, <a>, <b>]")
+    };
+    let merged = |base: &str| folder.merge(&yaml(base)).expect("merges");
+    assert_eq!(merged("twin"), merged("base"));
+    let plan = folder.plan(&yaml("twin")).expect("resolves");
+    assert!(plan.beside().notes.is_empty(), "{:?}", plan.beside().notes);
+    let said = folder.fault("merge_method: model_stock\nbase_model: <twin>\nmodels: [<base>, <a>]");
+    assert!(said.contains("has 1"), "{said}");
+    // A copy is another file, which may be meant.
+    std::fs::copy(folder.path("base"), folder.path("copy")).expect("copied");
+    let plan =
+        folder.plan("merge_method: model_stock\nbase_model: <base>\nmodels: [<copy>, <a>, <b>]");
+    let said = plan.expect("resolves").beside().notes.clone();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("is it a copy of the base?"), "{said:?}");
+}
+
+#[test]
+fn a_base_beside_two_other_models_of_slerp_is_counted_in_words() {
+    let folder = Folder::three();
+    let said = folder
+        .fault("merge_method: slerp\nparameters: {t: 0.5}\nbase_model: <base>\nmodels: [<a>, <b>]");
+    assert!(
+        said.contains("the recipe has 2 models and a base_model that is none of them"),
+        "{said}"
     );
 }

@@ -150,3 +150,114 @@ fn bad_values_are_named_with_line_and_tensor() {
         }
     }
 }
+
+#[test]
+fn a_case_that_decides_for_no_tensor_is_a_note_and_one_that_never_can_an_error() {
+    let folder = Folder::three();
+    let plan = |weight: &str| {
+        folder.plan(&format!(
+            "merge_method: linear\nmodels: [<a>, <b>]\nparameters:\n  weight: {weight}"
+        ))
+    };
+    let notes = |weight: &str| plan(weight).expect("resolves").beside().notes.clone();
+    let said = notes("[{filter: mpl, value: 0.3}, {value: 1}]");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("`weight`: the case `filter: mpl` decides for no tensor (line 4,"),
+        "{said:?}"
+    );
+    let said = notes("[{glob: 'mlp.*', value: 0.3}, {value: 1}]");
+    assert!(said[0].contains("stands for the whole name"), "{said:?}");
+    let said = notes("[{filter: mlp, value: 0.3}, {filter: fc, value: 2}, {value: 1}]");
+    assert!(said[0].contains("`filter: fc`"), "{said:?}");
+    let said = notes("[{filter: mlp, value: 0.3}, {filter: '*', value: 1}]");
+    assert!(said.is_empty(), "{said:?}");
+    for weight in [
+        "[{value: 1}, {filter: mlp, value: 0.3}]",
+        "[{filter: '*', value: 1}, {filter: mlp, value: 0.3}]",
+    ] {
+        let said = plan(weight).map(drop).expect_err("refused").to_string();
+        assert!(
+            said.contains("`filter: mlp` stands behind one that fits every tensor"),
+            "{said}"
+        );
+    }
+    // In one of two slices the filter fits.
+    let plan = folder.plan(
+        "merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [0, 1], parameters: {scale: [{filter: \
+         embed, value: 2}, {value: 1}]}}]\n- sources: [{model: <b>, layer_range: [0, 1], parameters: {scale: [{filter: \
+         embed, value: 2}, {value: 1}]}}]",
+    );
+    let said = plan.expect("resolves").beside().notes.clone();
+    assert!(said.is_empty(), "{said:?}");
+}
+
+#[test]
+fn a_parameter_for_all_models_does_not_stand_under_one() {
+    let folder = Folder::three();
+    let fault = folder
+        .plan(
+            "merge_method: slerp\nbase_model: <a>\nmodels:\n- <a>\n- {model: <b>, parameters: {t: 0.5}}",
+        )
+        .map(drop)
+        .expect_err("refused");
+    let said = fault.to_string();
+    assert!(
+        said.contains("slerp reads `t` for all models together") && said.contains("(line 5,"),
+        "{said}"
+    );
+    assert!(
+        fault
+            .hint()
+            .is_some_and(|hint| hint.contains("belong to the `parameters`"))
+    );
+    let plan = folder.plan(
+        "merge_method: linear\nmodels: [{model: <a>, parameters: {weight: 1, normalize: false}}, {model: <b>, parameters: \
+         {weight: 1}}]",
+    );
+    let said = plan.expect("resolves").beside().notes.clone();
+    assert!(
+        said.iter()
+            .any(|note| note.contains("`normalize` for all models together")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_parameter_of_no_form_is_an_error_that_says_the_forms() {
+    let folder = Folder::three();
+    let cases = [
+        ("", "a gradient as `[0, 0.5, 1]`"),
+        ("null", "nothing is given"),
+        (
+            "[1, {value: 2}]",
+            "values along the layers, or cases, not both",
+        ),
+        (
+            "[{value: 2}, 1]",
+            "values along the layers, or cases, not both",
+        ),
+        ("{filters: mlp, value: 2}", "unknown key `filters`"),
+        ("[{filters: mlp, value: 2}]", "unknown key `filters`"),
+        ("{filter: mlp}", "a case without `value`"),
+        ("[[1, 2]]", "a gradient has numbers"),
+        ("{value: {value: 1}}", "the `value` of a case is"),
+        (".nan", "`.nan` in a recipe, whose numbers are finite"),
+        (
+            "{vision: 1, vision: 2}",
+            "duplicate mapping key: vision, which a map has once",
+        ),
+    ];
+    for (weight, part) in cases {
+        let yaml = format!("merge_method: linear\nparameters:\n  weight: {weight}\nmodels: [<a>]");
+        let said = folder.fault(&yaml);
+        assert!(said.contains(part), "no {part} in {said}");
+        for word in ["untagged", "Policy", "policy"] {
+            assert!(!said.contains(word), "{word} in {said}");
+        }
+    }
+    let said = folder.fault(
+        "merge_method: passthrough\nslices:\n- sources: [{model: <a>, layer_range: [-2, 4]}]",
+    );
+    assert!(said.contains("not a whole number of 0 or more"), "{said}");
+}

@@ -115,6 +115,7 @@ fn another_shape_on_another_rank_is_refused() {
     assert!(matches!(said, TrainerFault::RanksDisagree { .. }), "{said}");
 }
 
+#[cfg(unix)]
 #[test]
 fn a_planted_link_is_not_followed() {
     let folder = copy("ranks");

@@ -46,6 +46,7 @@ fn a_tag_is_found_by_latest_and_never_outside() {
     is_the_model(&opened(home.path()));
 }
 
+#[cfg(unix)]
 #[test]
 fn a_planted_link_is_not_followed() {
     let home = by_groups(2);

@@ -43,6 +43,7 @@ pub enum Verb {
 
 /// Runs the verb.
 pub fn run(verb: Verb, output: &Output) -> Result<ExitCode> {
+    let is_adding = matches!(verb, Verb::Add { .. });
     let (files, out, is_full, force) = match verb {
         Verb::Add { files, out, force } => (files, out, false, force),
         Verb::Export {
@@ -58,6 +59,14 @@ pub fn run(verb: Verb, output: &Output) -> Result<ExitCode> {
     };
     let stores: Vec<GramStore> = files.iter().map(open).collect::<merge::Result<_>>()?;
     let (grams, record) = add(&stores)?;
+    let is_bare = |store: &&GramStore| store.record().is_some_and(|record| record.is_bare_part());
+    if is_adding && let Some(store) = stores.iter().find(is_bare) {
+        output.note(format!(
+            "note: {}: an earlier build wrote it without the settings of its run, so only checkpoint, task and data were \
+             compared with those of the other parts",
+            store.checkpoint().path().display()
+        ));
+    }
     let options = WriteOptions {
         force,
         ..WriteOptions::new(&out)

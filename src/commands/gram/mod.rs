@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candle_core::Device;
+use evaluate::datasets::facts::FileFacts;
 use evaluate::measure::grams::{GramJob, GramSums};
 use evaluate::measure::key_of;
 use merge::gram::{Gram, GramRecord, Shard};
@@ -131,10 +132,38 @@ fn cache(
     let vocabulary = vocabulary.transpose()?;
     let found = Target::File(args.checkpoint.clone()).find(&Hashes::default(), output)?;
     let opened = found.open(&args.model, output)?;
-    let model = opened.load(&args.model, device, output)?;
+    let (model, facts) = opened.load_with_record(&args.model, device, output)?;
     let runner = (args.model)
         .runner(model.as_ref(), tokenizer.as_ref(), device, output)?
         .shared(ranks);
+    let vocabulary = vocabulary.map(|bytes| key_of(&bytes));
+    let files = args.data.identity()?;
+    // Copies of the data on several machines were not written at one time.
+    let content = files.iter().map(|file| FileFacts {
+        changed: None,
+        ..file.clone()
+    });
+    let content: Vec<FileFacts> = content.collect();
+    let reading = json!({
+        "flags": args.model.identity(),
+        "facts": facts,
+        "input": format!("{:?}", model.input()),
+        "tokenizer": vocabulary,
+    });
+    let chosen_by = BTreeMap::from([
+        (
+            "--limit".to_owned(),
+            (args.data.limit).map_or_else(|| "not given".to_owned(), |limit| limit.to_string()),
+        ),
+        (
+            "--without-repeats".to_owned(),
+            args.data.without_repeats.to_string(),
+        ),
+        (
+            "the hash of the list of data files".to_owned(),
+            key_of(&content),
+        ),
+    ]);
     let mut sums = GramSums::open(GramJob {
         task: task.as_ref(),
         runner,
@@ -145,13 +174,15 @@ fn cache(
         counts_padding: args.count_padding,
         with_shared: args.shared,
         identity: json!({
-            "data": args.data.identity()?,
+            "data": files,
             "limit": args.data.limit,
             "without_repeats": args.data.without_repeats,
             "model": args.model.identity(),
             "settings": opened.settings,
-            "tokenizer": vocabulary.map(|bytes| key_of(&bytes)),
+            "tokenizer": vocabulary,
         }),
+        reading: Some(key_of(&reading)),
+        chosen_by,
         out: args.out.clone(),
         save_every: Duration::from_secs(args.save_every),
     })?;

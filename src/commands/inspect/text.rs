@@ -1,11 +1,10 @@
 //! An inspection for people.
 
 use anyhow::Result;
-use evaluate::reports::grouped;
 use merge::inspection::{Inspection, called};
 use merge::io::{Container, PlainValue};
 use merge::layouts::{self, Count, Dimensions, Layout, PartCounts, Stack};
-use merge::{Expert, Role};
+use merge::{Expert, Role, grouped};
 
 use crate::key_tree;
 use crate::output::{Output, bytes};

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use evaluate::datasets::DatasetSpec;
 use evaluate::datasets::packed::Packed;
+use evaluate::text::Tokenizer;
 use merge::remote::address::is_address;
 
 use super::Examples;
@@ -26,6 +26,9 @@ const MAX_EXAMPLES: usize = 1 << 20;
 
 /// The key of the examples' texts.
 const TEXTS: &str = "texts and labels";
+
+/// The first word of the keys of a tokenizer's files, and the first words of those of a tokenizer of images.
+const TOKENIZERS: [&str; 2] = ["tokenizer ", "image tokenizer "];
 
 /// Facts about the data of a run: of each file its size and a hash of parts of it, and a hash of the texts and labels
 /// of the examples in their order. A file of pictures is not read whole.
@@ -70,16 +73,63 @@ pub fn identity(data: &DataSettings, examples: &dyn Examples) -> Result<BTreeMap
     Ok(found)
 }
 
-/// The difference between the data of a state and those at hand, in words; `None` where they are the same.
+/// Facts about the tokenizers of a run: of each file its size and a hash. A tokenizer of texts is hashed whole, for two of
+/// one size may differ in the order of their ids alone; of `images`, the files of a tokenizer of images, parts are.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn tokenizers(
+    texts: Option<&Tokenizer>,
+    images: &[PathBuf],
+) -> Result<BTreeMap<String, String>> {
+    let [of_texts, of_images] = TOKENIZERS;
+    let mut found = BTreeMap::new();
+    let key = |what: &str, path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{what}{name}")
+    };
+    for path in texts.map(Tokenizer::files).unwrap_or_default() {
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let mut hash = Hash::default();
+        hash.add(&bytes);
+        let said = format!("{} bytes, {:016x}", bytes.len(), hash.0);
+        found.insert(key(of_texts, &path), said);
+    }
+    // A remote file has no place here; its address is in the recipe.
+    for path in images.iter().filter(|path| path.is_file()) {
+        found.insert(key(of_images, path), of_file(path)?);
+    }
+    Ok(found)
+}
+
+/// Whether the facts of a state lack tokenizers that a run has: versions before kept none.
+#[must_use]
+pub fn lacks_tokenizers(then: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> bool {
+    let has = |facts: &BTreeMap<String, String>| facts.keys().any(|key| is_of_tokenizer(key));
+    has(now) && !has(then)
+}
+
+fn is_of_tokenizer(key: &str) -> bool {
+    TOKENIZERS.iter().any(|what| key.starts_with(what))
+}
+
+/// The difference between the data and tokenizers of a state and those at hand, in words; `None` where they are the same.
+/// Tokenizers count where the state has any.
 #[must_use]
 pub fn difference(
     then: &BTreeMap<String, String>,
     now: &BTreeMap<String, String>,
 ) -> Option<String> {
     let names: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let is_old = lacks_tokenizers(then, now);
     let changed = names
         .into_iter()
-        .filter(|name| then.get(*name) != now.get(*name));
+        .filter(|name| then.get(*name) != now.get(*name))
+        .filter(|name| !(is_old && is_of_tokenizer(name)));
     let said = |value: Option<&String>| match value {
         Some(value) => value.clone(),
         None => "none".to_owned(),
@@ -103,7 +153,7 @@ fn of_file(path: &Path) -> Result<String> {
     let mut hash = Hash::default();
     let mut add = |from: u64, n: u64| {
         let mut bytes = vec![0; n.min(n_bytes.saturating_sub(from)) as usize];
-        file.read_exact_at(&mut bytes, from).map_err(failed)?;
+        merge::platform::read_exact_at(&file, &mut bytes, from).map_err(failed)?;
         hash.add(&bytes);
         Ok::<(), Error>(())
     };
@@ -130,5 +180,28 @@ impl Hash {
         for &byte in bytes.iter().chain(&(bytes.len() as u64).to_le_bytes()) {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let owned = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
+        of.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn a_state_without_facts_about_tokenizers_goes_on_and_one_with_others_does_not() {
+        let old = facts(&[("coco.arrow", "9 bytes")]);
+        let first = facts(&[("coco.arrow", "9 bytes"), ("tokenizer vocab.json", "1")]);
+        let other = facts(&[("coco.arrow", "9 bytes"), ("tokenizer vocab.json", "2")]);
+        assert!(lacks_tokenizers(&old, &first) && !lacks_tokenizers(&first, &other));
+        assert_eq!(difference(&old, &first), None);
+        let said = difference(&first, &other).expect("another tokenizer");
+        assert_eq!(said, "tokenizer vocab.json: 1 then, 2 now");
+        let data = facts(&[("coco.arrow", "8 bytes"), ("tokenizer vocab.json", "1")]);
+        assert!(difference(&old, &data).is_some());
     }
 }

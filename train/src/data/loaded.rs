@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
+use evaluate::crossing;
 use evaluate::text::TextInput;
 
 use super::Place;
@@ -88,7 +89,7 @@ impl Loaded {
         let masked_words = match self.masked_ids.is_empty() {
             true => None,
             false => Some(MaskedWords {
-                ids: Tensor::from_vec(self.masked_ids, shape, device)?,
+                ids: crossing::to_device(self.masked_ids, shape, device)?,
                 places: self.places,
                 labels: self.labels,
             }),
@@ -98,13 +99,17 @@ impl Loaded {
             false => {
                 let (side, n_patches) = (self.target_side, self.masked_patches.len() / n.max(1));
                 Some(MaskedPatches {
-                    masked: Tensor::from_vec(self.masked_patches, (n, n_patches), device)?,
-                    target_image: Tensor::from_vec(self.target_images, (n, 3, side, side), device)?,
+                    masked: crossing::to_device(self.masked_patches, (n, n_patches), device)?,
+                    target_image: crossing::to_device(
+                        self.target_images,
+                        (n, 3, side, side),
+                        device,
+                    )?,
                 })
             }
         };
         let answers = self.answers.map(|(scores, n_answers)| {
-            Tensor::from_vec(scores, (n, n_answers), device).map_err(Error::from)
+            crossing::to_device(scores, (n, n_answers), device).map_err(Error::from)
         });
         let mut batch = Batch {
             first: self.first,

@@ -16,7 +16,7 @@ mod view;
 
 pub use ahead::batches;
 pub use examples::{Example, Examples, Joined, open, open_annotations, open_classes, open_packed};
-pub use identity::{difference, identity};
+pub use identity::{difference, identity, lacks_tokenizers, tokenizers};
 pub use loaded::Loaded;
 pub use loader::{Loader, Patches};
 pub use order::{Order, Place, Sampling, Visit, Visits, share_out};

@@ -1,6 +1,7 @@
 //! Queries, pictures and texts that free language modeling and ranking read beside an example itself.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
+use evaluate::crossing;
 use evaluate::streams::query_ids;
 use evaluate::text::Encoded;
 use merge::random::{Draws, Sequence};
@@ -95,7 +96,7 @@ impl Others {
         let n = batch.n;
         if !self.queries.is_empty() {
             let shape = (n, self.queries.len() / n.max(1));
-            batch.queries = Some(Tensor::from_vec(self.queries, shape, device)?);
+            batch.queries = Some(crossing::to_device(self.queries, shape, device)?);
         }
         if !self.images.is_empty() {
             batch.other_image = Some(Images::of_values(self.images, n, side, device, dtype)?);

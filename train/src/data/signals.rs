@@ -1,6 +1,7 @@
 //! The patches and words that masked signal modeling hides.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
+use evaluate::crossing;
 use merge::random::Sequence;
 
 use super::loaded::first_of_rows;
@@ -115,9 +116,9 @@ impl Signals {
         let rows = |len: usize| (n, len / n.max(1));
         let shapes = [rows(self.patches.len()), rows(self.ids.len())];
         Ok(Some(MaskedSignals {
-            patches: Tensor::from_vec(self.patches, shapes[0], device)?,
+            patches: crossing::to_device(self.patches, shapes[0], device)?,
             words: MaskedWords {
-                ids: Tensor::from_vec(self.ids, shapes[1], device)?,
+                ids: crossing::to_device(self.ids, shapes[1], device)?,
                 places: self.places,
                 labels: self.labels,
             },

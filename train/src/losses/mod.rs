@@ -153,11 +153,11 @@ impl LossSpec {
         let unread = [
             (
                 "contrast",
-                options.contrast.is_some() && !spec.reads_contrast(),
+                options.contrast.is_some() && !spec.reads("contrast"),
             ),
             (
                 "language",
-                options.language.is_some() && !spec.reads_language(),
+                options.language.is_some() && !spec.reads("language"),
             ),
             (
                 "image_tokenizer",

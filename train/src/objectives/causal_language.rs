@@ -1,7 +1,7 @@
 //! Causal language modeling (AR): the next token from those before it, with the image in sight.
 
 use evaluate::batch::Pair;
-use evaluate::models::{Head, Queries, Reading, Stream};
+use evaluate::models::{Head, Queries, Reading, Stream, Streams};
 
 use super::language::{HostTexts, guess_shifted};
 use super::{LanguageSettings, Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -34,6 +34,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     needs: NEEDS,
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &["language.as_published"],
     open: |opening| {
         Ok(Box::new(CausalLanguage {
             spec: &SPEC,
@@ -49,6 +50,7 @@ pub(super) const CAPTIONING: ObjectiveSpec = ObjectiveSpec {
     needs: NEEDS,
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &["language.as_published"],
     open: |opening| {
         Ok(Box::new(CausalLanguage {
             spec: &CAPTIONING,
@@ -61,6 +63,15 @@ pub(super) const CAPTIONING: ObjectiveSpec = ObjectiveSpec {
 impl Objective for CausalLanguage {
     fn spec(&self) -> &'static ObjectiveSpec {
         self.spec
+    }
+
+    /// Captions are written left to right by a model of any way.
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        match (self.settings.as_published, self.spec.name) {
+            (true, _) => &[Streams::Three],
+            (false, "ar") => &[Streams::Causal, Streams::Three],
+            (false, _) => &[],
+        }
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

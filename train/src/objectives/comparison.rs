@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use evaluate::crossing;
 
 use super::{gather, sigmoid};
 use crate::collective::Collective;
@@ -287,7 +288,8 @@ impl Work<'_> {
         let Some(kept) = &self.group.kept else {
             return Ok(None);
         };
-        Ok(Some(Tensor::from_slice(kept, (1, kept.len()), device)?))
+        let kept = crossing::to_device(kept.clone(), (1, kept.len()), device)?;
+        Ok(Some(kept))
     }
 
     /// This rank's flags of a stretch, as a column.
@@ -296,11 +298,8 @@ impl Work<'_> {
             return Ok(None);
         };
         let first = self.group.first + from;
-        Ok(Some(Tensor::from_slice(
-            &kept[first..first + n],
-            (n, 1),
-            device,
-        )?))
+        let kept = crossing::to_device(kept[first..first + n].to_vec(), (n, 1), device)?;
+        Ok(Some(kept))
     }
 
     /// The targets of each row of a stretch, `(rows, candidates)`.
@@ -333,6 +332,36 @@ impl Work<'_> {
         targets
     }
 
+    /// [`Work::targets`] on the device. Where each row has one partner alone, the matrix is made there.
+    fn targets_on(
+        &self,
+        (from, n): (usize, usize),
+        n_candidates: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
+        if self.features.mixed.is_some() || self.group.same.is_some() {
+            let targets = self.targets((from, n), n_candidates);
+            return Ok(crossing::to_device(targets, (n, n_candidates), device)?);
+        }
+        self.partners_on((from, n), n_candidates, device)
+    }
+
+    /// The targets where row `i` belongs to candidate `i` of this rank alone: of the numbers of rows and candidates.
+    fn partners_on(
+        &self,
+        (from, n): (usize, usize),
+        n_candidates: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let first = self.group.first + from;
+        let numbers = |of: Range<usize>| of.map(|at| at as u32).collect::<Vec<u32>>();
+        let own = crossing::to_device(numbers(first..first + n), (n, 1), device)?;
+        let all = crossing::to_device(numbers(0..n_candidates), (1, n_candidates), device)?;
+        let is_own = own.broadcast_eq(&all)?.to_dtype(DType::F32)?;
+        let smoothing = self.rules.smoothing;
+        Ok(is_own.affine(1.0 - smoothing, smoothing / n_candidates as f64)?)
+    }
+
     /// The losses of this rank's rows, and the sums behind those of the group.
     fn ask(&self, query: Query, collective: &dyn Collective) -> Result<Asked> {
         let (own, others) = self.sides(query);
@@ -347,12 +376,13 @@ impl Work<'_> {
             }
             let most = rows.max_keepdim(1)?;
             let sums = rows.broadcast_sub(&most)?.exp()?.sum_keepdim(1)?;
-            let of_rows: Vec<f32> = (sums.log()? + most)?.flatten_all()?.to_vec1()?;
-            let targets = self.targets(stretch, n_candidates);
-            let targets = Tensor::from_vec(targets, rows.shape(), &Device::Cpu)?;
-            let found = (&rows * targets.to_device(device)?)?.sum(1)?;
-            let found: Vec<f32> = found.to_vec1()?;
-            let best: Vec<u32> = rows.argmax(1)?.to_vec1()?;
+            let of_rows = (sums.log()? + most)?.flatten_all()?;
+            let found = (&rows * self.targets_on(stretch, n_candidates, device)?)?.sum(1)?;
+            // Numbers of rows are exact in f32 up to 2²⁴; one copy for all three.
+            let best = rows.argmax(1)?.to_dtype(DType::F32)?;
+            let told: Vec<f32> = crossing::to_memory(&Tensor::stack(&[of_rows, found, best], 0)?)?;
+            let (of_rows, rest) = told.split_at(stretch.1);
+            let (found, best) = rest.split_at(stretch.1);
             for (at, row) in (stretch.0..stretch.0 + stretch.1).enumerate() {
                 if self.is_kept(row) {
                     loss += f64::from(of_rows[at]) - f64::from(found[at]);
@@ -364,7 +394,7 @@ impl Work<'_> {
                     hits += f64::from(u8::from(is_hit));
                 }
             }
-            log_sums.extend(of_rows);
+            log_sums.extend_from_slice(of_rows);
         }
         Ok(Asked {
             loss: loss / self.n_rows as f64,
@@ -379,7 +409,7 @@ impl Work<'_> {
         let (rows, candidates) = self.sides(query);
         let (device, n_candidates) = (rows.device(), candidates.dim(0)?);
         let kept = self.kept(device)?;
-        let others = Tensor::from_slice(others, (1, n_candidates), device)?;
+        let others = crossing::to_device(others.to_vec(), (1, n_candidates), device)?;
         // Of the mean over this rank's rows, and of both ways.
         let share = 0.5 / self.n_rows as f64;
         let mut parts = Vec::new();
@@ -387,11 +417,9 @@ impl Work<'_> {
         for stretch in stretches(self.n_rows, n_candidates) {
             let (from, n) = stretch;
             let plain = similarities(rows, candidates, self.features.scale, stretch)?;
-            let targets = self.targets(stretch, n_candidates);
-            let targets = Tensor::from_vec(targets, (n, n_candidates), &Device::Cpu)?;
-            let targets = targets.to_device(device)?;
+            let targets = self.targets_on(stretch, n_candidates, device)?;
             let first = self.group.first + from;
-            let own = Tensor::from_slice(&own[first..first + n], (n, 1), device)?;
+            let own = crossing::to_device(own[first..first + n].to_vec(), (n, 1), device)?;
             let kept_rows = self.kept_rows(stretch, device)?;
             let both = |tensor: Tensor| -> Result<Tensor> {
                 Ok(match (&kept, &kept_rows) {
@@ -404,7 +432,7 @@ impl Work<'_> {
                 None => plain.clone(),
             };
             let as_query = both((asked.broadcast_sub(&own)?.exp()? - &targets)?)?;
-            let sums: Vec<f32> = (&as_query * &plain)?.sum(1)?.to_vec1()?;
+            let sums: Vec<f32> = crossing::to_memory(&(&as_query * &plain)?.sum(1)?)?;
             by_scale += sums.into_iter().map(f64::from).sum::<f64>();
             let moved = match self.rules.learns_as_candidate {
                 false => as_query,

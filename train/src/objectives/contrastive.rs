@@ -29,6 +29,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Contrastive, Head::FusedContrastive],
     after: &[],
+    reads: &["pairs"],
     open: |opening| {
         let pairs = opening.pairs()?;
         Ok(Box::new(Contrastive { pairs }))

@@ -25,6 +25,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::ImageClasses],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(Entropy)),
 };
 

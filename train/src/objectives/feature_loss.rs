@@ -1,6 +1,7 @@
 //! Losses over the features of the whole batch, in whatever parts it is computed.
 
 use candle_core::{DType, Tensor};
+use evaluate::crossing;
 use evaluate::models::{Branch, DualEncoder, image_features, text_features};
 use evaluate::nn::Pass;
 
@@ -37,13 +38,13 @@ impl PairFeatures {
     pub(super) fn scale(&self, step: &Step<'_>) -> Result<f64> {
         let scale = step.model.dual()?.similarity(self.branch)?.scale;
         let scale = scale.detach().to_dtype(DType::F32)?;
-        Ok(f64::from(scale.to_scalar::<f32>()?))
+        Ok(f64::from(crossing::number::<f32>(&scale)?))
     }
 
     /// The number that the model adds to similarities of this branch.
     fn bias(&self, step: &Step<'_>) -> Result<f64> {
         let bias = step.model.dual()?.similarity(self.branch)?.bias;
-        let number = |bias: Tensor| bias.detach().to_dtype(DType::F32)?.to_scalar::<f32>();
+        let number = |bias: Tensor| crossing::number::<f32>(&bias.detach().to_dtype(DType::F32)?);
         Ok(f64::from(bias.map(number).transpose()?.unwrap_or(0.0)))
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use evaluate::batch::Pair;
-use evaluate::models::{Head, Queries, Stream};
+use evaluate::models::{Head, Queries, Stream, Streams};
 use evaluate::streams::{self, Span, SpanCorruption};
 
 use super::language::{HostTexts, guess_shifted};
@@ -30,6 +30,11 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &[
+        "language.forward_weight",
+        "language.reverse_weight",
+        "language.span_corruption",
+    ],
     open: |opening| {
         Ok(Box::new(FreeLanguage {
             settings: opening.language.unwrap_or_default(),
@@ -69,6 +74,10 @@ impl FreeLanguage {
 impl Objective for FreeLanguage {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Three]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
-use candle_core::{Device, Tensor, WithDType};
+use candle_core::{Tensor, WithDType};
+use evaluate::crossing;
 
 use crate::Result;
 use crate::collective::Collective;
@@ -32,12 +33,11 @@ pub(super) fn rows<T: Pod + WithDType>(
     if collective.size() == 1 {
         return Ok(own.clone());
     }
-    let values: Vec<T> = own.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1()?;
+    let values: Vec<T> = crossing::to_memory(&own.to_dtype(T::DTYPE)?)?;
     let values = numbers(&values, ranks, collective)?;
     let mut shape = own.dims().to_vec();
     if let Some(n_rows) = shape.first_mut() {
         *n_rows *= ranks.len();
     }
-    let rows = Tensor::from_vec(values, shape, &Device::Cpu)?;
-    Ok(rows.to_device(own.device())?.to_dtype(own.dtype())?)
+    Ok(crossing::to_device(values, shape, own.device())?.to_dtype(own.dtype())?)
 }

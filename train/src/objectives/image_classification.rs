@@ -19,6 +19,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::ImageClasses],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(ImageClassification)),
 };
 

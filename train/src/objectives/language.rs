@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use evaluate::batch::Texts;
+use evaluate::crossing;
 use evaluate::models::{FreeLanguage, Stream};
 use evaluate::nn::Pass;
 use serde::{Deserialize, Serialize};
@@ -116,12 +117,8 @@ pub(super) struct HostTexts {
 impl HostTexts {
     pub fn of(texts: &Texts) -> Result<Self> {
         Ok(Self {
-            ids: texts
-                .ids
-                .flatten_all()?
-                .to_dtype(candle_core::DType::U32)?
-                .to_vec1()?,
-            kept: texts.kept.flatten_all()?.to_vec1()?,
+            ids: crossing::to_memory(&texts.ids.to_dtype(candle_core::DType::U32)?)?,
+            kept: crossing::to_memory(&texts.kept)?,
             t: texts.ids.dim(1)?,
         })
     }

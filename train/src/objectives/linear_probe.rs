@@ -1,6 +1,7 @@
 //! Classes of images by a linear classifier on an image tower that does not learn.
 
 use candle_core::{D, DType, Tensor};
+use evaluate::crossing;
 use evaluate::models::Head;
 use evaluate::nn::{Pass, Tape, cross_entropy, n_right};
 
@@ -26,6 +27,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::ImageClasses],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(LinearProbe)),
 };
 
@@ -59,10 +61,10 @@ impl Objective for LinearProbe {
 /// Rows of `logits: (n, classes)` of which fewer than [`NEAR`] numbers are above the target's.
 fn n_near(logits: &Tensor, targets: &[u32]) -> Result<f64> {
     let logits = logits.detach().to_dtype(DType::F32)?;
-    let of_targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    let of_targets = crossing::to_device(targets.to_vec(), (targets.len(), 1), logits.device())?;
     let own = logits.gather(&of_targets, D::Minus1)?;
     let above = logits.broadcast_gt(&own)?.to_dtype(DType::F32)?;
-    let above: Vec<f32> = above.sum(D::Minus1)?.to_vec1()?;
+    let above: Vec<f32> = crossing::to_memory(&above.sum(D::Minus1)?)?;
     Ok(above.iter().filter(|&&n| n < NEAR as f32).count() as f64)
 }
 

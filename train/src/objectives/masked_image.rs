@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use evaluate::batch::Pair;
+use evaluate::crossing;
 use evaluate::models::{Dvae, Head};
 use evaluate::nn::Guessed;
 
@@ -66,6 +67,7 @@ pub(super) const WITH_TEXT: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedImage],
     after: &[],
+    reads: &["image_masking"],
     open: |with| {
         Ok(Box::new(MaskedImage::with_text(
             with.image_tokenizer("mim")?,
@@ -83,6 +85,7 @@ pub(super) const ALONE: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedImage],
     after: &[],
+    reads: &["image_masking"],
     open: |with| {
         Ok(Box::new(MaskedImage::alone(
             with.image_tokenizer("image_mim")?,
@@ -101,8 +104,8 @@ impl Objective for MaskedImage {
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
         let patches = step.masked_patches()?;
         let tokens = self.tokenizer.encode(&patches.target_image)?;
-        let tokens: Vec<u32> = tokens.flatten_all()?.to_vec1()?; // (b p)
-        let masked: Vec<u8> = patches.masked.flatten_all()?.to_vec1()?; // (b p)
+        let tokens: Vec<u32> = crossing::to_memory(&tokens)?; // (b p)
+        let masked: Vec<u8> = crossing::to_memory(&patches.masked)?; // (b p)
         if tokens.len() != masked.len() {
             return Err(Error::OtherPatches {
                 tokens: tokens.len(),

@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 use evaluate::batch::Pair;
-use evaluate::models::Head;
+use evaluate::crossing;
+use evaluate::models::{Head, Streams};
 use evaluate::nn::Guessed;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -26,12 +27,17 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedLanguage],
     after: &[],
+    reads: &["masking"],
     open: |_| Ok(Box::new(MaskedLanguage)),
 };
 
 impl Objective for MaskedLanguage {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Bidirectional]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
@@ -96,7 +102,8 @@ pub(super) fn guess(
             measures: vec![(measure, 0.0, 0.0)],
         });
     }
-    let places = Tensor::new(places, hidden.device())?;
+    let n_places = places.len();
+    let places = crossing::to_device(places.to_vec(), n_places, hidden.device())?;
     let rows = hidden.contiguous()?.index_select(&places, 0)?; // (m, d)
     let Guessed { mean, n_right } = head(&rows, labels)?;
     let value = (mean * (n as f64 * share))?;

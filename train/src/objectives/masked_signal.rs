@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use evaluate::batch::Pair;
+use evaluate::crossing;
 use evaluate::models::Head;
 use evaluate::nn::Guessed;
 use serde::{Deserialize, Serialize};
@@ -160,7 +161,7 @@ impl MaskedSignal {
         let n_pixels = step.model.n_classes(Head::MaskedImage)?;
         let image = step.image()?.pixels.to_dtype(DType::F32)?;
         let targets = patches(&image, n_pixels)?; // (b, p, pixels)
-        let masked: Vec<u8> = signals.patches.flatten_all()?.to_vec1()?;
+        let masked: Vec<u8> = crossing::to_memory(&signals.patches)?;
         if targets.dim(1)? * step.batch.n != masked.len() {
             return Err(Error::OtherPatches {
                 tokens: targets.dim(1)?,
@@ -169,7 +170,8 @@ impl MaskedSignal {
         }
         let hidden = masked.iter().enumerate().filter(|(_, masked)| **masked > 0);
         let hidden: Vec<u32> = hidden.map(|(at, _)| at as u32).collect();
-        let hidden = Tensor::new(hidden, image.device())?;
+        let n_hidden = hidden.len();
+        let hidden = crossing::to_device(hidden, n_hidden, image.device())?;
         let rows = |x: &Tensor| x.contiguous()?.flatten_to(1)?.index_select(&hidden, 0);
         let targets = match self.settings.norm_target {
             true => standardized(&rows(&targets)?)?,
@@ -223,6 +225,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedImage, Head::MaskedLanguage],
     after: &[],
+    reads: &["signal", "model.decoder_depth", "model.tied_words"],
     open: |opening| {
         let settings = opening.signal.unwrap_or_default();
         Ok(Box::new(MaskedSignal::new(settings)?))
@@ -269,7 +272,7 @@ impl Objective for MaskedSignal {
         };
         let pixels = self.pixels(&of_image, signals, step)?;
         let words = self.words(&of_text, signals, step)?;
-        let reported = |loss: &Tensor| Ok::<_, Error>(f64::from(loss.to_scalar::<f32>()?));
+        let reported = |loss: &Tensor| Ok::<_, Error>(f64::from(crossing::number::<f32>(loss)?));
         let n = step.batch.n as f64;
         let mut measures = vec![
             ("masked_signal_pixel_loss", n * reported(&pixels)?, n),

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use evaluate::batch::Pair;
+use evaluate::crossing;
 use evaluate::models::Head;
 use evaluate::nn::{Pass, cross_entropy, n_right};
 
@@ -35,6 +36,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Matching],
     after: &["itc"],
+    reads: &["pairs"],
     open: |opening| {
         let pairs = opening.pairs()?;
         Ok(Box::new(Matching { pairs }))
@@ -99,9 +101,13 @@ fn others(step: &Step<'_>, pairs: PairSettings) -> Result<(Images, Texts)> {
         (None, None) => return Err(crate::Error::NotInBatch { what: "features" }),
     };
     let device = images.pixels.device();
+    let rows = |of: Vec<u32>| {
+        let n = of.len();
+        crossing::to_device(of, n, device)
+    };
     Ok((
-        images.select(&Tensor::new(negatives.images, device)?)?,
-        texts.select(&Tensor::new(negatives.texts, device)?)?,
+        images.select(&rows(negatives.images)?)?,
+        texts.select(&rows(negatives.texts)?)?,
     ))
 }
 

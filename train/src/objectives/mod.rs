@@ -61,12 +61,14 @@ pub use random_matching::RandomMatching;
 pub use ranking::Ranking;
 pub use retrieval::Retrieval;
 pub use sigmoid::Sigmoid;
-pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, spec};
+pub use spec::{Needs, OBJECTIVES, ObjectiveSpec, Opening, by_name, in_order, readers, spec};
 pub use step::{PassWays, Randomness, RoutingOf, Shared, Step};
 pub use text_masked_language::TextMaskedLanguage;
 pub use vqa::Vqa;
 
 use candle_core::Tensor;
+use evaluate::crossing;
+use evaluate::models::Streams;
 
 use crate::Result;
 use crate::batch::Batch;
@@ -87,11 +89,9 @@ impl Loss {
     /// A loss that is a mean over this rank's examples, of which every rank has as many.
     fn mean(value: Tensor, measures: Vec<(&'static str, f64, f64)>) -> Result<Self> {
         Ok(Self {
-            reported: f64::from(
-                value
-                    .to_dtype(candle_core::DType::F32)?
-                    .to_scalar::<f32>()?,
-            ),
+            reported: f64::from(crossing::number::<f32>(
+                &value.to_dtype(candle_core::DType::F32)?,
+            )?),
             value,
             measures,
         })
@@ -128,6 +128,12 @@ pub trait Objective: Send + Sync {
     /// The rules by which it draws negatives of the whole batch ([`Negatives`]), if it does.
     fn negatives(&self) -> Option<PairSettings> {
         None
+    }
+
+    /// The ways of reading a text, of models that have several, that it trains; empty where it reads as the model does,
+    /// or in a way of its own that the model's file need not say.
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[]
     }
 
     /// The number of times that it runs a batch through the model with a graph: routers are balanced over the passes of

@@ -141,6 +141,12 @@ pub(super) const PLAIN: ObjectiveSpec = ObjectiveSpec {
     needs: NEEDS,
     heads: &[Head::Contrastive],
     after: &[],
+    reads: &[
+        "contrast.smoothing",
+        "contrast.gather_backward",
+        "contrast.global_reduce",
+        "contrast.group_size",
+    ],
     open: |opening| {
         let settings = opening.contrast.unwrap_or_default();
         settings.check(false, opening.part)?;
@@ -154,6 +160,7 @@ pub(super) const MIXING: ObjectiveSpec = ObjectiveSpec {
     needs: NEEDS,
     heads: &[Head::Contrastive],
     after: &[],
+    reads: &["contrast"],
     open: |opening| {
         let settings = opening.contrast.unwrap_or_default();
         settings.check(true, opening.part)?;

@@ -1,6 +1,7 @@
 //! Hard negatives: for each image and text of the whole batch another one that is much like its own.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use evaluate::crossing;
 
 use super::comparison::{similarities, stretches};
 use super::{PairFeatures, PairSettings, Step, gather};
@@ -142,8 +143,9 @@ fn one_side(
     let mut drawn = Vec::with_capacity(n_rows);
     for stretch in stretches(n_rows, n_others) {
         let rows = similarities(own, others, rules.scale, stretch)?;
-        let rows: Vec<Vec<f32>> = rows.to_device(&Device::Cpu)?.to_vec2()?;
-        for (at, mut weights) in rows.into_iter().enumerate() {
+        let rows: Vec<f32> = crossing::to_memory(&rows)?;
+        for (at, weights) in rows.chunks_exact(n_others.max(1)).enumerate() {
+            let mut weights = weights.to_vec();
             let row = stretch.0 + at;
             rules.weigh(row, &mut weights);
             if weights.iter().all(|weight| *weight == 0.0) {

@@ -22,6 +22,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Nlvr2],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(Nlvr2)),
 };
 

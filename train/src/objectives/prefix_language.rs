@@ -27,6 +27,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::CausalLanguage],
     after: &[],
+    reads: &["language.suffix"],
     open: |opening| {
         Ok(Box::new(PrefixLanguage {
             settings: opening.language.unwrap_or_default(),

@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 use evaluate::batch::{Images, Pair};
-use evaluate::models::Head;
+use evaluate::crossing;
+use evaluate::models::{Head, Streams};
 use evaluate::nn::{cross_entropy, n_right};
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -26,12 +27,17 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Matching],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(RandomMatching)),
 };
 
 impl Objective for RandomMatching {
     fn spec(&self) -> &'static ObjectiveSpec {
         &SPEC
+    }
+
+    fn ways_of_reading(&self) -> &'static [Streams] {
+        &[Streams::Bidirectional]
     }
 
     fn loss(&self, step: &Step<'_>) -> Result<Loss> {
@@ -51,7 +57,8 @@ impl Objective for RandomMatching {
             .map(|(at, &label)| (if label == 1 { at } else { n + at }) as u32)
             .collect();
         let both = Images::new(Tensor::cat(&[own, other], 0)?);
-        let images = both.select(&Tensor::new(rows, own.device())?)?;
+        let n_rows = rows.len();
+        let images = both.select(&crossing::to_device(rows, n_rows, own.device())?)?;
         let ways = step.ways("random_itm");
         let pass = step.pass(&ways);
         let pair = Pair::new(step.text()?, &images);

@@ -26,6 +26,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Ranking],
     after: &[],
+    reads: &["other_texts"],
     open: |_| Ok(Box::new(Ranking)),
 };
 

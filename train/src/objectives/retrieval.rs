@@ -21,6 +21,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Contrastive],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(Retrieval)),
 };
 

@@ -1,6 +1,7 @@
 //! SigLIP's contrast: every pair of an image and a text on its own, right or wrong.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+use evaluate::crossing;
 use evaluate::models::Head;
 
 use super::comparison::{Compared, Comparison, Contrast, Features, Group, similarities, stretches};
@@ -29,6 +30,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Contrastive],
     after: &[],
+    reads: &["pairs"],
     open: |opening| {
         let pairs = opening.pairs()?;
         Ok(Box::new(Sigmoid { pairs }))
@@ -121,8 +123,8 @@ fn side(features: &Features<'_>, group: &Group, (own, others): (&Tensor, &Tensor
     for stretch in stretches(n_rows, n_candidates) {
         let (from, n) = stretch;
         let cosines = similarities(own, others, 1.0, stretch)?;
-        let best: Vec<u32> = cosines.argmax(1)?.to_vec1()?;
-        let cosines: Vec<f32> = cosines.flatten_all()?.to_vec1()?;
+        let best: Vec<u32> = crossing::to_memory(&cosines.argmax(1)?)?;
+        let cosines: Vec<f32> = crossing::to_memory(&cosines)?;
         let mut by_logits = Vec::with_capacity(cosines.len());
         for (at, row) in cosines.chunks_exact(n_candidates).enumerate() {
             let own = group.first + from + at;
@@ -138,8 +140,8 @@ fn side(features: &Features<'_>, group: &Group, (own, others): (&Tensor, &Tensor
             }
             side.hits += f64::from(u8::from(group.belongs(own, best[at] as usize)));
         }
-        let by_logits = Tensor::from_vec(by_logits, (n, n_candidates), &Device::Cpu)?;
-        parts.push(by_logits.to_device(own.device())?.matmul(others)?);
+        let by_logits = crossing::to_device(by_logits, (n, n_candidates), own.device())?;
+        parts.push(by_logits.matmul(others)?);
     }
     side.rows = Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?;
     Ok(side)

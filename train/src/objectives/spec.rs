@@ -117,6 +117,9 @@ pub struct ObjectiveSpec {
     /// Objectives that come before it in a step, wherever the recipe lists them: it uses what they
     /// leave.
     pub after: &'static [&'static str],
+    /// The settings that only some objectives read, and it is one of them: `masking`, or `language.suffix` without the
+    /// objective's own `objectives.`.
+    pub reads: &'static [&'static str],
     /// Opens it.
     pub open: fn(&Opening<'_>) -> Result<Box<dyn Objective>>,
 }
@@ -157,45 +160,32 @@ impl ObjectiveSpec {
         })
     }
 
-    /// Whether it reads the settings of contrast.
+    /// Whether it reads a setting, or one within or around it.
     #[must_use]
-    pub fn reads_contrast(&self) -> bool {
-        [nce::PLAIN.name, nce::MIXING.name].contains(&self.name)
-    }
-
-    /// Whether it reads the settings of pairs.
-    #[must_use]
-    pub fn reads_pairs(&self) -> bool {
-        [
-            contrastive::SPEC.name,
-            sigmoid::SPEC.name,
-            matching::SPEC.name,
-        ]
-        .contains(&self.name)
-    }
-
-    /// Whether it reads the settings of masked signals.
-    #[must_use]
-    pub fn reads_signal(&self) -> bool {
-        self.needs.masked_signals
-    }
-
-    /// Whether it reads the settings of guessing words.
-    #[must_use]
-    pub fn reads_language(&self) -> bool {
-        [
-            free_language::SPEC.name,
-            causal_language::SPEC.name,
-            causal_language::CAPTIONING.name,
-            prefix_language::SPEC.name,
-        ]
-        .contains(&self.name)
+    pub fn reads(&self, setting: &str) -> bool {
+        let is_within = |inner: &str, outer: &str| {
+            (inner.strip_prefix(outer)).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let mut own = self.reads.iter();
+        own.any(|own| is_within(setting, own) || is_within(own, setting))
     }
 
     /// The number of objectives that must come before it, one after the other.
     fn depth(&self) -> usize {
         let before = self.after.iter().filter_map(|name| spec(name).ok());
         before.map(|spec| spec.depth() + 1).max().unwrap_or(0)
+    }
+}
+
+/// The names of the objectives that read a setting, as `only … and … read it`.
+#[must_use]
+pub fn readers(setting: &str) -> String {
+    let readers = OBJECTIVES.iter().filter(|spec| spec.reads(setting));
+    let names: Vec<String> = readers.map(|spec| format!("`{}`", spec.name)).collect();
+    match &names[..] {
+        [] => "no objective reads it".to_owned(),
+        [name] => format!("only {name} reads it"),
+        [names @ .., last] => format!("only {} and {last} read it", names.join(", ")),
     }
 }
 
@@ -259,5 +249,16 @@ mod tests {
             );
             assert!(!row.heads.is_empty(), "{}", row.name);
         }
+    }
+
+    #[test]
+    fn an_objective_reads_what_its_row_says_and_what_is_around_and_within_it() {
+        let reads = |name: &str, setting: &str| spec(name).expect("known").reads(setting);
+        assert!(reads("flm", "language") && reads("flm", "language.reverse_weight"));
+        assert!(!reads("flm", "language.suffix") && !reads("flm", "languages"));
+        assert!(reads("mixup_nce", "contrast.beta") && !reads("nce", "contrast.beta"));
+        assert!(reads("mlm", "masking") && !reads("mim", "masking"));
+        assert_eq!(readers("language.suffix"), "only `prefix_lm` reads it");
+        assert_eq!(readers("masking"), "only `mlm` and `text_mlm` read it");
     }
 }

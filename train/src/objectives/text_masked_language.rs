@@ -20,6 +20,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::MaskedLanguage],
     after: &[],
+    reads: &["masking"],
     open: |_| Ok(Box::new(TextMaskedLanguage)),
 };
 

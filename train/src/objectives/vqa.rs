@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType};
 use evaluate::batch::Pair;
+use evaluate::crossing;
 use evaluate::models::Head;
 
 use super::{Loss, Needs, Objective, ObjectiveSpec, Step};
@@ -25,6 +26,7 @@ pub(super) const SPEC: ObjectiveSpec = ObjectiveSpec {
     },
     heads: &[Head::Vqa],
     after: &[],
+    reads: &[],
     open: |_| Ok(Box::new(Vqa)),
 };
 
@@ -46,7 +48,7 @@ impl Objective for Vqa {
         let value = (terms.sum_all()? * (1.0 / step.batch.n.max(1) as f64))?;
         let best = logits.detach().argmax_keepdim(D::Minus1)?;
         let scores = targets.gather(&best, D::Minus1)?.sum_all()?;
-        let score = f64::from(scores.to_scalar::<f32>()?);
+        let score = f64::from(crossing::number::<f32>(&scores)?);
         Loss::mean(value, vec![("vqa_score", score, step.batch.n as f64)])
     }
 }

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Tensor, Var};
+use evaluate::crossing;
 
 use super::clip::square_sum;
 use super::{Step, change_in_place};
@@ -118,7 +119,7 @@ impl Lars {
         b: &Tensor,
     ) -> Result<Tensor> {
         let g = (gradient * step.gradient_scale)?;
-        let gradient_norm = f64::from(g.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+        let gradient_norm = f64::from(crossing::number::<f32>(&g.sqr()?.sum_all()?)?).sqrt();
         let rate = self.rate(norm(variable)?, gradient_norm, step.rate, step.decay);
         let change = ((g + (variable.as_tensor() * step.decay)?)? * rate)?;
         let b = ((b * self.momentum)? + change)?.detach();
@@ -130,5 +131,5 @@ impl Lars {
 /// `‖p‖` of a whole variable.
 fn norm(variable: &Var) -> Result<f64> {
     let squares = variable.to_dtype(DType::F32)?.sqr()?.sum_all()?;
-    Ok(f64::from(squares.to_scalar::<f32>()?).sqrt())
+    Ok(f64::from(crossing::number::<f32>(&squares)?).sqrt())
 }

@@ -1,8 +1,12 @@
 //! Settings that a recipe must not have.
 
+use serde::Serialize;
+use serde_json::Value;
+
 use super::{Augmentation, DataFormat, ObjectiveSettings, Span, TrainRecipe};
 use crate::augment::{FlipGuard, MAX_MAGNITUDE};
 use crate::objectives;
+use crate::optim::{OptimSettings, Rule};
 use crate::{Error, Result};
 
 fn bad(key: &str, reason: impl Into<String>) -> Error {
@@ -12,18 +16,24 @@ fn bad(key: &str, reason: impl Into<String>) -> Error {
     }
 }
 
+/// The keys of settings that are not at their defaults. A recipe that a run has written says all of them, so a key that is
+/// given need not be one that somebody chose.
+fn changes<T: Serialize + Default>(settings: T) -> Vec<String> {
+    let values = |settings: T| serde_json::to_value(settings).unwrap_or_default();
+    let usual = values(T::default());
+    match values(settings) {
+        Value::Object(given) => (given.into_iter())
+            .filter(|(key, value)| usual.get(key).unwrap_or(&Value::Null) != value)
+            .map(|(key, _)| key)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
 impl TrainRecipe {
-    /// Whether an objective has settings that it reads, and all that it needs.
+    /// Whether an objective has all the settings of contrast that it needs.
     fn check_contrast(&self, objective: &ObjectiveSettings) -> Result<()> {
         let mixes = objective.name == "mixup_nce";
-        let reads = objectives::spec(&objective.name)?.reads_contrast();
-        if objective.contrast.is_some() && !reads {
-            let reason = format!(
-                "`{}` does not read it: only `nce` and `mixup_nce` do",
-                objective.name
-            );
-            return Err(bad("objectives.contrast", reason));
-        }
         let block = objective.contrast.and_then(|contrast| contrast.block);
         if mixes && block.is_none() && self.per_device_batch.is_some() {
             return Err(bad(
@@ -34,47 +44,106 @@ impl TrainRecipe {
         Ok(())
     }
 
-    /// Whether an objective reads the settings of guessing words, and whether they can be.
-    fn check_language(objective: &ObjectiveSettings) -> Result<()> {
-        let Some(language) = objective.language else {
-            return Ok(());
+    /// Whether an objective reads the settings that are its own, and whether they can be.
+    fn check_own(objective: &ObjectiveSettings) -> Result<()> {
+        let spec = objectives::spec(&objective.name)?;
+        let groups = [
+            ("contrast", objective.contrast.map(changes)),
+            ("language", objective.language.map(changes)),
+            ("pairs", objective.pairs.map(changes)),
+            ("signal", objective.signal.map(changes)),
+        ];
+        for (group, changes) in groups {
+            let Some(changes) = changes else {
+                continue;
+            };
+            let mut keys = changes.into_iter().map(|key| format!("{group}.{key}"));
+            let unread = match spec.reads(group) {
+                false => Some(group.to_owned()),
+                true => keys.find(|key| !spec.reads(key)),
+            };
+            if let Some(key) = unread {
+                let reason = format!(
+                    "`{}` does not read it: {}; leave it out",
+                    spec.name,
+                    objectives::readers(&key)
+                );
+                return Err(bad(&format!("objectives.{key}"), reason));
+            }
+        }
+        if let Some(Err((key, reason))) = objective.language.map(|language| language.check()) {
+            return Err(bad(&format!("objectives.language.{key}"), reason));
+        }
+        objective.pairs.map_or(Ok(()), |pairs| pairs.check())?;
+        objective.signal.map_or(Ok(()), |signal| signal.check())
+    }
+
+    /// Whether something reads the settings of the run that only some objectives read. A setting that is at its default
+    /// asks for nothing.
+    fn check_read(&self) -> Result<()> {
+        let of_masking = changes(self.masking).into_iter().next();
+        let settings = [
+            of_masking.map(|key| format!("masking.{key}")),
+            (!super::is_fifteen(&self.other_texts)).then(|| "other_texts".to_owned()),
+            self.image_masking
+                .is_some()
+                .then(|| "image_masking".to_owned()),
+            (self.model.decoder_depth.is_some()).then(|| "model.decoder_depth".to_owned()),
+            self.model
+                .tied_words
+                .is_some()
+                .then(|| "model.tied_words".to_owned()),
+        ];
+        let specs = self.objectives.iter().map(|o| objectives::spec(&o.name));
+        let specs = specs.collect::<Result<Vec<_>>>()?;
+        let mut given = settings.into_iter().flatten();
+        match given.find(|key| !specs.iter().any(|spec| spec.reads(key))) {
+            None => Ok(()),
+            Some(key) => {
+                let reason = format!(
+                    "no objective of this recipe reads it: {}; leave it out",
+                    objectives::readers(&key)
+                );
+                Err(bad(&key, reason))
+            }
+        }
+    }
+
+    /// Whether the optimizer reads its settings.
+    fn check_optim(&self) -> Result<()> {
+        let (optim, usual) = (&self.optim, OptimSettings::default());
+        let of_lars = [("trust", optim.trust != usual.trust)];
+        let of_adamw = [
+            ("beta2", optim.beta2 != usual.beta2),
+            ("flavor", optim.flavor != usual.flavor),
+            ("correct_bias", optim.correct_bias != usual.correct_bias),
+        ];
+        let (rule, unread) = match optim.rule {
+            Rule::AdamW => ("adamw", &of_lars[..]),
+            Rule::Lars => ("lars", &of_adamw[..]),
         };
-        if !objectives::spec(&objective.name)?.reads_language() {
+        if let Some((key, _)) = unread.iter().find(|(_, is_given)| *is_given) {
+            let reason = format!("the rule `{rule}` does not read it; leave it out");
+            return Err(bad(&format!("optim.{key}"), reason));
+        }
+        if optim.loss_scale != usual.loss_scale && self.precision != "f16" {
             let reason = format!(
-                "`{}` does not read it: only `flm`, `ar`, `captioning` and `prefix_lm` do",
-                objective.name
+                "training in {} does not read it, only that in f16 does; leave it out",
+                self.precision
             );
-            return Err(bad("objectives.language", reason));
+            return Err(bad("optim.loss_scale", reason));
         }
-        match language.check() {
-            Ok(()) => Ok(()),
-            Err((key, reason)) => Err(bad(&format!("objectives.language.{key}"), reason)),
-        }
+        Ok(())
     }
 
-    /// Whether an objective reads the settings of pairs, and whether they can be.
-    fn check_pairs(objective: &ObjectiveSettings) -> Result<()> {
-        match objective.pairs {
-            None => Ok(()),
-            Some(_) if !objectives::spec(&objective.name)?.reads_pairs() => {
-                let name = &objective.name;
-                let reason = format!("`{name}` does not read it: only `itc` and `itm` do");
-                Err(bad("objectives.pairs", reason))
-            }
-            Some(pairs) => pairs.check(),
-        }
-    }
-
-    /// Whether an objective reads the settings of masked signals, and whether they can be.
-    fn check_signal(objective: &ObjectiveSettings) -> Result<()> {
-        match objective.signal {
-            None => Ok(()),
-            Some(_) if !objectives::spec(&objective.name)?.reads_signal() => {
-                let name = &objective.name;
-                let reason = format!("`{name}` does not read it: only `masked_signal` does");
-                Err(bad("objectives.signal", reason))
-            }
-            Some(signal) => signal.check(),
+    /// Whether a run measures a model outside of training, which alone reads the choice of routers.
+    pub(crate) fn check_routing(&self) -> Result<()> {
+        match (self.model.routing, &self.validation) {
+            (Some(_), None) => Err(bad(
+                "model.routing",
+                "training does not read it, only `validation` does; leave it out",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -86,6 +155,7 @@ impl TrainRecipe {
         self.init.check()?;
         self.check_shares()?;
         self.check_objectives()?;
+        self.check_optim()?;
         self.check_augmentation()?;
         self.check_data()?;
         self.check_course()
@@ -145,12 +215,10 @@ impl TrainRecipe {
                 );
                 return Err(bad("objectives.weight", reason));
             }
+            Self::check_own(objective)?;
             self.check_contrast(objective)?;
-            Self::check_language(objective)?;
-            Self::check_pairs(objective)?;
-            Self::check_signal(objective)?;
         }
-        Ok(())
+        self.check_read()
     }
 
     fn check_augmentation(&self) -> Result<()> {

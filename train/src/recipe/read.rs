@@ -101,7 +101,7 @@ fn bad(path: &Path, reason: &str) -> Error {
     }
 }
 
-/// Adds the nearest key to serde's message about an unknown one.
+/// Adds the nearest key to serde's message about an unknown one. The key itself, which a message may quote again, is none.
 fn with_nearest(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let unknown = match message.contains("unknown field") || message.contains("unknown variant") {
@@ -112,7 +112,8 @@ fn with_nearest(message: &str) -> String {
         return message.to_owned();
     };
     let likeness = |name: &&str| strsim::jaro_winkler(name, unknown);
-    let nearest = quoted.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let others = quoted.filter(|name| *name != unknown);
+    let nearest = others.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     match nearest.filter(|name| likeness(name) > 0.6) {
         Some(nearest) => format!("{message}; the nearest is `{nearest}`"),
         None => message.to_owned(),
@@ -128,6 +129,11 @@ mod tests {
         let message = "unknown field `objectivs`, expected one of `init`, `objectives`, `optim`";
         assert!(with_nearest(message).ends_with("the nearest is `objectives`"));
         let message = "unknown field `zzz`, expected one of `init`, `optim`";
+        assert_eq!(with_nearest(message), message);
+        // A message with the place of the key quotes it twice.
+        let message = "unknown field `task`, expected `data` or `tasks`\n 3 | `task`: vqa";
+        assert!(with_nearest(message).ends_with("the nearest is `tasks`"));
+        let message = "unknown field `task`, expected `seed` or `init`\n 3 | `task`: vqa";
         assert_eq!(with_nearest(message), message);
     }
 }

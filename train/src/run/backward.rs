@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::DType;
+use evaluate::crossing;
 use evaluate::models::Model;
 use evaluate::nn::{Buffers, GivenDrops, Gradients, SideLosses, Tape};
 
@@ -229,7 +230,7 @@ impl Backward<'_> {
             let mut value = (loss.value.to_dtype(DType::F32)? * (weight * self.scale))?;
             let balance = passes.balance(objective.as_ref(), batch, losses.take())?;
             if let Some(balance) = balance {
-                let part = f64::from(balance.to_scalar::<f32>()?);
+                let part = f64::from(crossing::number::<f32>(&balance)?);
                 *balanced.get_or_insert_default() += part;
                 if self.balance > 0.0 {
                     value = (value + (balance * (self.balance * self.scale))?)?;

@@ -218,8 +218,7 @@ fn names_in(folder: &Path) -> Result<Vec<String>> {
 
 /// Waits until a folder's entries are on the disk.
 fn sync(folder: &Path) -> Result<()> {
-    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|e| Error::io("sync", folder, e))
+    merge::platform::sync_folder(folder).map_err(|e| Error::io("sync", folder, e))
 }
 
 #[cfg(test)]

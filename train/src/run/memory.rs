@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use evaluate::models::{Activations, Branch};
+use candle_core::DType;
+use evaluate::models::{Activations, Branch, dtype_of_graphs};
 use merge::io::Container;
 
 use super::{Start, Updater};
@@ -16,6 +17,8 @@ use crate::recipe::TrainRecipe;
 pub struct Memory {
     /// Numbers that are variables of this rank.
     pub n_parameters: u64,
+    /// Bytes of the copy of the variables that the model computes with, where that is in another dtype than f32.
+    pub computing_bytes: u64,
     /// Bytes of gradients.
     pub gradient_bytes: u64,
     /// Bytes of what the optimizer of this rank keeps: both moments of its share of the variables,
@@ -56,7 +59,10 @@ impl Memory {
     /// All together, with the weights: at its peak, which is in a step, while it is kept or while it begins.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        let lasting = 4 * self.n_parameters + self.gradient_bytes + self.optimizer_bytes;
+        let lasting = 4 * self.n_parameters
+            + self.computing_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes;
         let step = self.activation_bytes + self.comparison.features + self.comparison.similarities;
         let running = lasting + self.unused_bytes + self.ahead_bytes + step.max(self.saving_bytes);
         running.max(4 * self.n_parameters + self.start_bytes)
@@ -89,8 +95,13 @@ impl Memory {
             let tensors = tensors.filter(|(key, _)| is_meant(key));
             tensors.map(|(_, info)| info.n_bytes()).sum()
         };
+        let dtype = start.weights.dtype();
         Self {
             n_parameters,
+            computing_bytes: match dtype {
+                DType::F32 => 0,
+                _ => dtype.size_in_bytes() as u64 * n_parameters,
+            },
             gradient_bytes: 4 * n_trained,
             start_bytes: in_memory(&|_| true),
             unused_bytes: in_memory(&|key| !made.contains(key)),
@@ -103,6 +114,7 @@ impl Memory {
                 n_examples: run.n_examples,
                 are_recomputed: recipe.checkpoint_activations,
                 branches: &branches,
+                graphs: dtype_of_graphs(start.weights.device(), dtype),
             }),
             comparison: run.comparison(branches.len()),
             ahead_bytes: (run.loader).bytes_ahead(run.n_examples, rayon::current_num_threads()),

@@ -49,8 +49,9 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Stands for the recipe; another recipe cannot go on with this state.
     pub recipe: String,
-    /// Facts about the data: see [`identity`](crate::data::identity). Other data cannot go on with this state. Empty in
-    /// states of versions that did not keep it.
+    /// Facts about the data and its tokenizers: see [`identity`](crate::data::identity) and
+    /// [`tokenizers`](crate::data::tokenizers). Other data cannot go on with this state. Empty in states of versions that
+    /// did not keep it, and without tokenizers in those of later ones.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, String>,
     /// Variables that the checkpoint lacked from which the run began, where the family goes by them.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use evaluate::crossing;
 use evaluate::models::Grouping;
 use evaluate::nn::{Gradient, Gradients, in_pool};
 
@@ -380,23 +381,29 @@ impl Updater {
         factor: f64,
         collective: &dyn Collective,
     ) -> Result<f64> {
-        let squares = |variable: &Var| -> Result<f64> {
-            Ok(match gradients.get(variable) {
-                None => 0.0,
-                Some(Gradient::Host(values)) => square_sum(values),
-                Some(Gradient::Device(tensor)) => {
-                    let squares = tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?;
-                    f64::from(squares.to_scalar::<f32>()?)
-                }
-            })
-        };
         let sum_of = |of_one_rank: bool| {
             let trained = self.trained(variables);
             let trained = trained.filter(|(name, _)| self.experts.has(name) == of_one_rank);
             let trained: Vec<&Var> = trained.map(|(_, var)| var).collect();
-            near(variables, || {
-                trained.into_iter().map(squares).sum::<Result<f64>>()
-            })
+            let (mut sum, on_device) = near(variables, || -> Result<(f64, Vec<Tensor>)> {
+                let (mut sum, mut on_device) = (0.0, Vec::new());
+                for variable in trained {
+                    match gradients.get(variable) {
+                        None => {}
+                        Some(Gradient::Host(values)) => sum += square_sum(values),
+                        Some(Gradient::Device(tensor)) => {
+                            on_device.push(tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?);
+                        }
+                    }
+                }
+                Ok((sum, on_device))
+            })?;
+            // One copy for all of them: a card waits at each.
+            if !on_device.is_empty() {
+                let values: Vec<f32> = crossing::to_memory(&Tensor::stack(&on_device, 0)?)?;
+                sum += values.into_iter().map(f64::from).sum::<f64>();
+            }
+            Ok::<_, Error>(sum)
         };
         let mut sum = sum_of(false)?;
         if self.experts.are_shared_out() {
@@ -436,7 +443,7 @@ impl Updater {
                 Some(Gradient::Host(values)) => values.iter().all(|value| value.is_finite()),
                 Some(Gradient::Device(tensor)) => {
                     let sum = tensor.to_dtype(DType::F32)?.abs()?.sum_all()?;
-                    sum.to_scalar::<f32>()?.is_finite()
+                    crossing::number::<f32>(&sum)?.is_finite()
                 }
             };
             if !is_finite {

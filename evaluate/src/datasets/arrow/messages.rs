@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use arrow_ipc::{CompressionType, MessageHeader, root_as_footer, root_as_message};
+use merge::platform;
 
 use super::Field;
 use crate::{DataFault, Error, Result};
@@ -94,7 +94,7 @@ impl Reader<'_> {
             return Err(self.fault(format!("a header claims {n_bytes} bytes")));
         }
         let mut bytes = vec![0; n_bytes as usize];
-        let read = self.file.read_exact_at(&mut bytes, position);
+        let read = platform::read_exact_at(self.file, &mut bytes, position);
         read.map_err(|source| Error::io("read", self.path, source))?;
         Ok(bytes)
     }

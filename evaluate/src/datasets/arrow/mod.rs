@@ -11,10 +11,10 @@ mod values;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use merge::platform;
 use serde::de::DeserializeOwned;
 
 use crate::{DataFault, Error, Result};
@@ -69,7 +69,7 @@ impl Table {
         }
         let file = File::open(path).map_err(failed)?;
         let mut start = [0; 64];
-        let n_seen = file.read_at(&mut start, 0).map_err(failed)?;
+        let n_seen = platform::read_at(&file, &mut start, 0).map_err(failed)?;
         merge::io::require_fetched(path, &start[..n_seen])?;
         let messages = Messages::read(path, &file, metadata.len())?;
         let mut ends = Vec::with_capacity(messages.batches.len());
@@ -332,7 +332,7 @@ impl Table {
     /// Bytes of the file; the caller has made sure that they are in it.
     fn read_at(&self, position: u64, n_bytes: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; n_bytes as usize];
-        let read = self.file.read_exact_at(&mut bytes, position);
+        let read = platform::read_exact_at(&self.file, &mut bytes, position);
         read.map_err(|source| Error::io("read", &self.path, source))?;
         Ok(bytes)
     }

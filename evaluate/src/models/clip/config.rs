@@ -174,6 +174,7 @@ impl Config {
                         true => Some(facts.padding.unwrap_or(1)),
                         false => None,
                     },
+                    ends_at_largest: pooled == PooledText::Largest,
                 },
             },
         })

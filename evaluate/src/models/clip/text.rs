@@ -7,6 +7,7 @@ use merge::layouts::PooledText;
 use super::block::Block;
 use super::config::Config;
 use crate::batch::Texts;
+use crate::crossing;
 use crate::nn::{Embedding, LayerNorm, Linear, Mask, Pass};
 use crate::{Error, ModelFault, Result, Weights};
 
@@ -51,7 +52,7 @@ fn causal(kept: Option<&[u8]>, b: usize, len: usize, device: &Device) -> Result<
         let (text, pair) = (at / (len * len), at % (len * len));
         u8::from(sees(text, pair / len, pair % len))
     });
-    let seen = Tensor::from_vec(seen.collect::<Vec<u8>>(), (b, len, len), device)?;
+    let seen = crossing::to_device(seen.collect::<Vec<u8>>(), (b, len, len), device)?;
     // A text that begins with padding has tokens that see nothing but themselves.
     Ok(Mask::pairs(&seen, f32::MIN)?)
 }
@@ -87,7 +88,7 @@ impl TextTower {
     fn seen(&self, texts: &Texts, hides_padding: bool) -> Result<Option<Mask>> {
         let (b, len) = texts.ids.dims2()?;
         let kept: Option<Vec<u8>> = match hides_padding {
-            true => Some(texts.kept.flatten_all()?.to_vec1()?),
+            true => Some(crossing::to_memory(&texts.kept)?),
             false => None,
         };
         match (self.is_causal, hides_padding) {
@@ -130,10 +131,10 @@ impl TextTower {
     pub fn pooled(&self, texts: &Texts, hides_padding: bool, pass: &Pass<'_>) -> Result<Tensor> {
         let x = self.tokens(texts, hides_padding, pass)?;
         let (b, len, d) = x.dims3()?;
-        let ids: Vec<u32> = texts.ids.flatten_all()?.to_vec1()?;
+        let ids: Vec<u32> = crossing::to_memory(&texts.ids)?;
         let rows = pooled_rows(&ids, len, self.pooled).into_iter().enumerate();
         let rows: Vec<u32> = rows.map(|(text, row)| (text * len + row) as u32).collect();
-        let rows = Tensor::from_vec(rows, b, x.device())?;
+        let rows = crossing::to_device(rows, b, x.device())?;
         Ok(x.reshape((b * len, d))?.index_select(&rows, 0)?)
     }
 }

@@ -57,7 +57,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ModelFault::NotRunnable`], [`ModelFault::UnknownSize`] for a size that neither the checkpoint nor `overrides`
-    /// tells, [`ModelFault::BadSize`] for sizes that do not fit.
+    /// tells, [`ModelFault::BadSize`] for sizes that do not fit, and for `overrides` that contradict the file's record.
     pub fn read(
         checkpoint: &Checkpoint,
         layout: &dyn Layout,
@@ -82,7 +82,9 @@ impl Config {
         };
         let width = known("the width", Some(dimensions.width()))?;
         let n_blocks = known("the number of blocks", Some(dimensions.n_blocks()))?;
-        let pair_len = overrides.pair_len.or(found.pair_len()).unwrap_or(PAIR_LEN);
+        let pair_len = agreed(checkpoint, "pair_len", overrides.pair_len, record.pair_len)?
+            .or(found.pair_len())
+            .unwrap_or(PAIR_LEN);
         let patch_size = known("the patch size", dimensions.patch_size)?;
         let is_relative = checkpoint
             .tensors()
@@ -90,7 +92,8 @@ impl Config {
         let text_positions = match is_relative {
             false => known("the number of text positions", dimensions.text_len)?,
             true => {
-                let len = overrides.text_table_len.or(record.text_table_len);
+                let (given, recorded) = (overrides.text_table_len, record.text_table_len);
+                let len = agreed(checkpoint, "text_table_len", given, recorded)?;
                 known("the text length of the bias table", len)?
             }
         };
@@ -107,7 +110,8 @@ impl Config {
             );
             return Err(sizes::bad(checkpoint, &fault));
         }
-        let heads = overrides.n_heads.or(dimensions.n_heads());
+        let heads = agreed(checkpoint, "heads", overrides.n_heads, record.heads)?;
+        let heads = heads.or(dimensions.n_heads());
         let vocabulary = known("the size of the vocabulary", dimensions.vocabulary)?;
         let as_published = overrides.as_published.unwrap_or(false);
         let has = |start: &str| {
@@ -162,6 +166,7 @@ impl Config {
                     vocabulary,
                     rule: TextRule::Cleaned,
                     padding_id: None,
+                    ends_at_largest: false,
                 },
             },
         })

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::gate::{Before, CHOICES, Choices, counts, pick, queue};
 use crate::Weights;
+use crate::crossing;
 use crate::nn::{
     Activation, ExchangedExperts, Linear, Mask, Mlp, Pass, Residual, RoutedExperts, Routing, Taken,
     Tape,
@@ -230,7 +231,7 @@ impl Mixture {
         let gates = softmax(&scores)?;
         let site = pass.name(&format!("block{}", ask.block));
         let noise = ask.routing.noise.of(&site, [b, n, n_experts])?;
-        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let values = crossing::to_memory::<f32>;
         let (of_gates, of_scores) = (values(&gates)?, values(&scores)?);
         let picks = pick(&of_gates, &of_scores, noise.as_deref(), n_experts);
         // Without a tape all ranks have the same tokens.
@@ -246,11 +247,11 @@ impl Mixture {
         let choices = queue(picks, &before, capacity);
         let device = h.device();
         let raw = |nth: usize| {
-            let experts = Tensor::from_vec(choices.experts[nth].clone(), (rows, 1), device)?;
+            let experts = crossing::to_device(choices.experts[nth].clone(), (rows, 1), device)?;
             let kept = choices.kept[nth]
                 .iter()
                 .map(|&kept| f32::from(u8::from(kept)));
-            let kept = Tensor::from_vec(kept.collect::<Vec<_>>(), rows, device)?;
+            let kept = crossing::to_device(kept.collect::<Vec<_>>(), rows, device)?;
             gates.gather(&experts, 1)?.squeeze(1)? * kept
         };
         let [first, second] = [raw(0)?, raw(1)?];
@@ -271,7 +272,7 @@ impl Mixture {
         let rows = gated.balanced.rows.max(1) as f32;
         let counts = gated.balanced.counts.iter();
         let counts = counts.map(|&count| count as f32 / rows);
-        let shares = Tensor::from_vec(
+        let shares = crossing::to_device(
             counts.collect::<Vec<_>>(),
             self.n_experts(),
             gated.gates.device(),
@@ -305,13 +306,13 @@ impl Mixture {
                 .zip(weights)
                 .filter(|(rows, _)| !rows.is_empty());
             let weights = weights.map(|(rows, weights)| {
-                weights.index_select(&Tensor::new(rows.as_slice(), device)?, 0)
+                weights.index_select(&crossing::to_device(rows.to_vec(), rows.len(), device)?, 0)
             });
             let weights = Tensor::cat(&weights.collect::<Result<Vec<_>>>()?, 0)?;
             let rows = rows.concat();
             let mask = kept.map(|kept| mask_of(kept, &rows, device)).transpose()?;
             let numbers = rows;
-            let rows = Tensor::from_slice(&numbers, n, device)?;
+            let rows = crossing::to_device(numbers.clone(), n, device)?;
             let taken = h.index_select(&rows, 0)?.unsqueeze(0)?; // (1, n, d)
             let nothing = taken.zeros_like()?;
             let answer = expert.forward(&taken, Residual::plain(&nothing), mask.as_ref(), pass)?;
@@ -428,8 +429,8 @@ impl Routes {
             .sum(2)?
             .sqrt()?
             .flatten_all()?;
-        let lengths: Vec<f32> = lengths.to_vec1()?;
-        let weights: Vec<f32> = weights.to_dtype(DType::F32)?.to_vec1()?;
+        let lengths: Vec<f32> = crossing::to_memory(&lengths)?;
+        let weights: Vec<f32> = crossing::to_memory(&weights.to_dtype(DType::F32)?)?;
         for ((&row, length), weight) in rows.iter().zip(lengths).zip(weights) {
             let first = row as usize * self.width;
             self.table[first + 1 + expert] = 1.0;
@@ -538,5 +539,5 @@ fn mask_of(kept: &[bool], rows: &[u32], device: &candle_core::Device) -> Result<
         u8::from(kept.unwrap_or(true))
     });
     let kept: Vec<u8> = kept.collect();
-    Mask::new(&Tensor::from_vec(kept, (1, rows.len()), device)?)
+    Mask::new(&crossing::to_device(kept, (1, rows.len()), device)?)
 }

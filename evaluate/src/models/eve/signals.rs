@@ -8,6 +8,7 @@ use super::block::Sequence;
 use super::{Embedded, Eve, Modality};
 use crate::Result;
 use crate::batch::Pair;
+use crate::crossing;
 use crate::models::{Fused, Model};
 use crate::nn::{Bias, Mask, Pass};
 
@@ -24,8 +25,9 @@ struct Places {
 impl Places {
     /// Of `masked: (b, p)`; as many patches of each image are masked.
     fn of(masked: &Tensor) -> candle_core::Result<Self> {
-        let rows: Vec<Vec<u8>> = masked.to_dtype(DType::U8)?.to_vec2()?;
-        let (b, n) = (rows.len(), masked.dim(1)? + 1);
+        let (b, n) = (masked.dim(0)?, masked.dim(1)? + 1);
+        let values: Vec<u8> = crossing::to_memory(&masked.to_dtype(DType::U8)?)?;
+        let rows: Vec<Vec<u8>> = values.chunks_exact(n - 1).map(<[u8]>::to_vec).collect();
         let (mut kept, mut hidden, mut back) = (Vec::new(), Vec::new(), Vec::new());
         let n_hidden = |row: &[u8]| row.iter().filter(|masked| **masked != 0).count();
         let m = rows.first().map_or(0, |row| n_hidden(row));
@@ -48,9 +50,9 @@ impl Places {
         }
         let device = masked.device();
         Ok(Self {
-            kept: Tensor::from_vec(kept, (b, n - m), device)?,
-            hidden: Tensor::from_vec(hidden, (b, m), device)?,
-            back: Tensor::from_vec(back, (b, n), device)?,
+            kept: crossing::to_device(kept, (b, n - m), device)?,
+            hidden: crossing::to_device(hidden, (b, m), device)?,
+            back: crossing::to_device(back, (b, n), device)?,
         })
     }
 }

@@ -160,6 +160,7 @@ impl Config {
                     vocabulary: text.vocabulary,
                     rule: TextRule::Ended,
                     padding_id: None,
+                    ends_at_largest: false,
                 },
             },
             image,

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::FAMILY;
 use crate::batch::Texts;
+use crate::crossing;
 use crate::models::Reading;
 use crate::nn::{Mask, Packing, keep_texts_of_blind_rows};
 use crate::streams::{self, Span};
@@ -17,7 +18,9 @@ const HIDDEN: f32 = -10_000.0;
 /// # Errors
 /// [`ModelFault::Incapable`] for a text without a token or with padding before one.
 pub(super) fn lengths(texts: &Texts) -> Result<Vec<usize>> {
-    let kept: Vec<Vec<u8>> = texts.kept.to_dtype(DType::U8)?.to_vec2()?;
+    let kept: Vec<u8> = crossing::to_memory(&texts.kept.to_dtype(DType::U8)?)?;
+    let kept = kept.chunks_exact(texts.kept.dim(1)?.max(1));
+    let kept: Vec<Vec<u8>> = kept.map(<[u8]>::to_vec).collect();
     let length = |row: Vec<u8>| {
         let n = row.iter().filter(|&&kept| kept != 0).count();
         match n > 0 && row[..n].iter().all(|&kept| kept != 0) {
@@ -105,7 +108,7 @@ fn after_prefix(n_tokens: usize, prefix: usize, len: usize) -> Vec<u8> {
 }
 
 fn pairs(seen: Vec<u8>, shape: [usize; 3], device: &Device) -> Result<Mask> {
-    let seen = Tensor::from_vec(seen, &shape[..], device)?;
+    let seen = crossing::to_device(seen, &shape[..], device)?;
     Ok(Mask::pairs(&seen, HIDDEN)?)
 }
 

@@ -6,7 +6,7 @@ use merge::{Checkpoint, Layout};
 use super::heads::prefixes;
 use super::{Config, Multiway};
 use crate::images::ImageInput;
-use crate::models::blueprint::AT_WORK;
+use crate::models::blueprint::{AT_WORK, BlockSizes};
 use crate::models::{
     Activations, Blueprint, Branch, Family, Grouping, Head, Model, ModelInput, Overrides, Setting,
 };
@@ -74,6 +74,7 @@ impl Config {
                 vocabulary: self.vocabulary,
                 rule: TextRule::Verbatim,
                 padding_id: None,
+                ends_at_largest: false,
             },
         }
     }
@@ -173,6 +174,18 @@ impl Blueprint for MultiwayBlueprint {
             false => 0,
         };
         let n_run = (config.n_blocks + n_twice) as u64;
+        if let Some(dtype) = of.graphs {
+            let stretch = |n_tokens: usize| {
+                let sizes = BlockSizes {
+                    width: config.width,
+                    ffn_width: config.ffn_width,
+                    heads: config.n_heads,
+                    keys: n_tokens,
+                };
+                of.of_graphs(dtype, config.n_blocks + n_twice, n_tokens, sizes)
+            };
+            return stretch(config.n_patches() + 1) + stretch(config.text_len);
+        }
         n_run * kept + AT_WORK * whole
     }
 }

@@ -1,7 +1,7 @@
 //! Sizes and forms of multiway models, read off a checkpoint.
 
 use merge::layouts::{ModelRecord, RecordFamily, Window};
-use merge::{Checkpoint, Layout};
+use merge::{Checkpoint, Expert, Layout, Role};
 use serde::Serialize;
 
 use crate::models::settings::agreed;
@@ -63,7 +63,8 @@ impl Config {
     /// # Errors
     /// [`ModelFault::NotRunnable`] for another family, a [`merge::ConversionFault`] where the bias table
     /// has no room for the text positions given, [`ModelFault::UnknownSize`] for a size that neither
-    /// the checkpoint nor `overrides` tells, [`ModelFault::BadSize`] for sizes that do not fit.
+    /// the checkpoint nor `overrides` tells, [`ModelFault::BadSize`] for sizes that do not fit, and for `overrides` that
+    /// contradict the file's record or its experts.
     pub fn read(
         checkpoint: &Checkpoint,
         layout: &dyn Layout,
@@ -90,6 +91,10 @@ impl Config {
             .tensors()
             .any(|(key, _)| key.ends_with("transformer.pos_embed"));
         let record = ModelRecord::of(checkpoint)?;
+        let (given, recorded) = (overrides.text_table_len, record.text_table_len);
+        agreed(checkpoint, "text_table_len", given, recorded)?;
+        let (given, recorded) = (overrides.shallow_attention, record.shallow_attention);
+        let shallow_attention = agreed(checkpoint, "shallow_attention", given, recorded)?;
         let heads = agreed(checkpoint, "heads", overrides.n_heads, record.heads)?;
         let heads = heads.or(found.n_heads());
         let heads = heads.or((name == "vlmo/base_plus").then_some(BASE_PLUS_HEADS));
@@ -99,10 +104,7 @@ impl Config {
             width: known("the width", Some(found.width()))?,
             n_heads: known("the number of heads", heads)?,
             ffn_width: known("the width of the FFN", found.ffn_width())?,
-            fusion_start: known(
-                "the fusion start",
-                overrides.fusion_start.or(found.fusion_start),
-            )?,
+            fusion_start: fusion_start(checkpoint, layout, overrides, &record)?,
             patch_size: known("the patch size", found.patch_size)?,
             image_size: known("the image size", found.image_size)?,
             text_len: known("the text length", found.text_len)?,
@@ -112,10 +114,7 @@ impl Config {
             has_layer_scale: checkpoint
                 .tensors()
                 .any(|(key, _)| key.ends_with(".gamma_1")),
-            shallow_attention: overrides
-                .shallow_attention
-                .or(record.shallow_attention)
-                .unwrap_or_else(|| usual_attention(name)),
+            shallow_attention: shallow_attention.unwrap_or_else(|| usual_attention(name)),
         };
         sizes::heads(checkpoint, config.width, Some(config.n_heads))?;
         if !is_absolute {
@@ -157,6 +156,46 @@ impl Config {
     pub fn n_patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
+}
+
+/// The first block in which text and image are one sequence. As many as there are blocks means that no block is.
+fn fusion_start(
+    checkpoint: &Checkpoint,
+    layout: &dyn Layout,
+    overrides: &Overrides,
+    record: &ModelRecord,
+) -> Result<usize> {
+    let (found, given) = (layout.dimensions(), overrides.fusion_start);
+    let said = agreed(checkpoint, "fusion_start", given, record.fusion_start)?;
+    let is_joint = |key: &str| {
+        let expert = match layout.role(key) {
+            Ok(Role::Expert { expert, .. }) => Some(expert),
+            _ => None,
+        };
+        expert == Some(Expert::VisionLanguage)
+    };
+    if let (Some(given), Some(first)) = (given, found.fusion_start)
+        && given != first
+        && checkpoint.tensors().any(|(key, _)| is_joint(key))
+    {
+        let fault = format!(
+            "`fusion_start` is {first}, the first block with a vision_language expert, but {given} was asked for"
+        );
+        return Err(sizes::bad(checkpoint, &fault));
+    }
+    let n_blocks = found.n_blocks();
+    if let Some(start) = said.filter(|start| *start > n_blocks) {
+        let fault = format!(
+            "`fusion_start` is {start}, but there are {n_blocks} blocks; {n_blocks} means that no block joins text and image"
+        );
+        return Err(sizes::bad(checkpoint, &fault));
+    }
+    said.or(found.fusion_start).ok_or_else(|| {
+        Error::Model(ModelFault::UnknownSize {
+            path: checkpoint.path().into(),
+            what: "the fusion start",
+        })
+    })
 }
 
 /// Heads of VLMo base_plus: its tensors do not tell, because it has no bias table.

@@ -294,7 +294,7 @@ fn irtr(model: &Multiway, given: &Given, out: &Recorder) -> Result<()> {
     let similarity = image.matmul(&text.t()?)?;
     out.add("irtr.similarity", &similarity)?;
     let scale = model.heads().contrastive()?.scale()?;
-    let logits = similarity.broadcast_mul(&scale)?;
+    let logits = similarity.broadcast_mul(&scale.to_dtype(similarity.dtype())?)?;
     let turned = logits.t()?.contiguous()?;
     for loss in ["irtr", "ifm"] {
         out.add(format!("loss_run.{loss}.{loss}_i2t_logits"), &logits)?;

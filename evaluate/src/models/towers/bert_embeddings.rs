@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::bert::{Config, Form};
 use crate::Weights;
+use crate::crossing;
 use crate::nn::{Embedding, LayerNorm, Packing, Pass};
 
 /// BERT's embeddings of tokens.
@@ -97,13 +98,14 @@ impl Embeddings {
         let (b, t) = ids.dims2()?;
         self.check_len(t)?;
         let Some(padding) = self.form.padding() else {
-            return Tensor::arange(0, t as u32, ids.device())?.unsqueeze(0);
+            return crossing::to_device((0..t as u32).collect::<Vec<_>>(), (1, t), ids.device());
         };
         // Padding has its own row; the others count those before them that are none.
         let mut positions = Vec::with_capacity(b * t);
-        for ids in ids.to_dtype(candle_core::DType::U32)?.to_vec2::<u32>()? {
+        let values: Vec<u32> = crossing::to_memory(&ids.to_dtype(candle_core::DType::U32)?)?;
+        for ids in values.chunks_exact(t.max(1)) {
             let mut n_before = 0;
-            positions.extend(ids.into_iter().map(|id| {
+            positions.extend(ids.iter().map(|&id| {
                 if id == padding {
                     return padding;
                 }
@@ -111,7 +113,7 @@ impl Embeddings {
                 padding + n_before
             }));
         }
-        Tensor::from_vec(positions, (b, t), ids.device())
+        crossing::to_device(positions, (b, t), ids.device())
     }
 
     fn check_len(&self, t: usize) -> Result<()> {

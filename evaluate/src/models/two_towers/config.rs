@@ -148,6 +148,7 @@ impl Config {
                 vocabulary: text.vocabulary,
                 rule: TextRule::Verbatim,
                 padding_id: None,
+                ends_at_largest: false,
             },
         };
         Ok(Self {

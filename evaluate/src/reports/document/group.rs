@@ -70,7 +70,7 @@ fn group(members: &[&Placed], published: &Published) -> Group {
     let benchmark = benchmark.and_then(|(data, split)| Benchmark::of(&first.task, data, split));
     let counts = first.counts.iter();
     let counts: Vec<String> = counts
-        .map(|(what, &n)| format!("{} {what}", labels::grouped(n)))
+        .map(|(what, &n)| format!("{} {what}", merge::grouped(n)))
         .collect();
     let mut remarks: Vec<String> = settings_remark(members).into_iter().collect();
     remarks.extend(candidates_remarks(members));
@@ -88,8 +88,8 @@ fn group(members: &[&Placed], published: &Published) -> Group {
             remarks.push(format!(
                 "Published figures are of {name} with its {} {what}; ours are of {}, so the two \
                  cannot be compared.",
-                labels::grouped(n),
-                labels::grouped(own)
+                merge::grouped(n),
+                merge::grouped(own)
             ));
         }
         let of_data = |remark: &&Remark| remark.on == Some(benchmark);

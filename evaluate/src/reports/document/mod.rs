@@ -14,9 +14,9 @@ pub use sweeps::{Curve, CurvePoint, Sweep};
 
 use std::collections::BTreeMap;
 
+use merge::distance::report::DistanceReport;
 use merge::provenance::{FileHash, InputFile};
 
-use super::distances::DistanceReport;
 use super::file::Source;
 use super::published::Published;
 use super::scoreboard::Scoreboard;

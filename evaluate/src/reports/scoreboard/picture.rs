@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use merge::distance::heat_map::escape;
+
 use super::{RowKind, Score, ScoreRow, Scoreboard};
 use crate::reports::curve::{decimals, step};
-use crate::reports::heat_map::escape;
 use crate::reports::labels;
 
 /// Sizes in SVG units.

@@ -12,6 +12,8 @@ use serde_json::{Map, Value};
 use parts::{count_keys, counts, part, part_mut, parts_of_stack, place};
 use view::View;
 
+use crate::plan::stacks::Stacks;
+
 /// The layers of a stack that slices made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Layers {
@@ -119,6 +121,44 @@ pub(crate) fn contradictions(config: &Value, prefix: &str, n_layers: usize) -> V
     }
     findings
 }
+
+/// The last part of a stack's name, if its layers are those of the model.
+const STACKS: [&str; 6] = [
+    "layers",
+    "layer",
+    "h",
+    "block",
+    "blocks",
+    "transformer_blocks",
+];
+
+/// The contradictions between a configuration and the layers of tensors with these names: [`contradictions`] of each
+/// stack, and layers without tensors.
+pub(crate) fn of_stacks<'a>(config: &Value, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut findings = Vec::new();
+    let mut stacks = Stacks::seen(names);
+    stacks.retain(|prefix, _| STACKS.contains(&prefix.rsplit('.').next().unwrap_or(prefix)));
+    let has_several = stacks.values().any(|seen| seen.len() > 1);
+    for (prefix, seen) in &stacks {
+        let n_layers = seen.last().map_or(0, |last| last + 1);
+        if seen.len() < n_layers {
+            // Some parts have numbers without weights; a stack has as many layers as the configuration says.
+            let missing: Vec<usize> = (0..n_layers)
+                .filter(|layer| !seen.contains(layer))
+                .collect();
+            if says(config, prefix, n_layers) {
+                findings.push(format!(
+                    "`{prefix}` has no tensor of the layers {missing:?}"
+                ));
+            }
+        } else if n_layers > 1 || !has_several {
+            // One layer beside a stack is that of a part without a number of its own.
+            findings.extend(contradictions(config, prefix, n_layers));
+        }
+    }
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -114,6 +114,7 @@ fn hub_blobs(folder: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn a_name_stays_in_its_folder_whatever_it_says() {
         let home = tempfile::tempdir().expect("a folder");
@@ -143,6 +144,7 @@ mod tests {
         assert!(inside(&folder, "missing").is_err());
     }
 
+    #[cfg(unix)]
     #[test]
     fn the_cache_of_the_hub_is_made_of_links() {
         let model = tempfile::tempdir().expect("a folder");

@@ -167,6 +167,7 @@ fn open_torch(path: &Path, files: &Arc<Pool>) -> Result<(Box<dyn TensorSource>, 
 }
 
 /// The users' name for the model that trainers left among files of these names, of a folder that is not of this machine.
+#[cfg(feature = "remote")]
 pub(super) fn name_among(names: &[String]) -> Option<&'static str> {
     let is_part = |kind: &&&Kind| {
         names

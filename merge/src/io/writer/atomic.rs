@@ -1,19 +1,14 @@
 //! Files that appear whole or not at all.
 
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::io::folder::folder_of;
-use crate::{Error, Result, WriteFault};
-
-/// The mode that `open` takes for a new file; the umask removes the rest.
-const NEW_FILE_MODE: u32 = 0o666;
+use crate::{Error, Result, WriteFault, platform};
 
 /// How much of the target's name its temporary file has; a character has at most four bytes.
 const MAX_NAME_CHARS: usize = 50;
@@ -30,10 +25,13 @@ impl PartialFile {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         // Names end at 255 bytes on most disks, and this one is longer than the target's.
         let name: String = name.chars().take(MAX_NAME_CHARS).collect();
-        let temporary = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".partial")
-            .permissions(Permissions::from_mode(NEW_FILE_MODE))
+        let prefix = format!(".{name}.");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".partial");
+        if let Some(permissions) = platform::new_file_permissions() {
+            builder.permissions(permissions);
+        }
+        let temporary = builder
             .tempfile_in(folder_of(target))
             .map_err(|source| Error::io("create", target, source))?;
         let file = Self {
@@ -66,9 +64,7 @@ impl PartialFile {
 
     /// Writes all of `bytes` from `first` on; from any thread.
     pub(super) fn write_at(&self, first: u64, bytes: &[u8]) -> Result<()> {
-        self.temporary
-            .as_file()
-            .write_all_at(bytes, first)
+        platform::write_all_at(self.temporary.as_file(), bytes, first)
             .map_err(|source| Error::io("write", &self.target, source))
     }
 
@@ -121,11 +117,10 @@ pub(super) fn open_own(path: &Path, is_made: bool) -> Result<File> {
             path: path.to_owned(),
         })
     };
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC).bits() as i32;
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(flags);
+    let mut options = platform::own_options();
+    options.read(true).write(true);
     if is_made {
-        let made = (options.clone().create_new(true).mode(NEW_FILE_MODE)).open(path);
+        let made = options.clone().create_new(true).open(path);
         match made {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             made => return made.map_err(failed),
@@ -140,10 +135,7 @@ pub(super) fn open_own(path: &Path, is_made: bool) -> Result<File> {
         }
         opened => opened.map_err(failed)?,
     };
-    let found = file.metadata().map_err(failed)?;
-    let is_ours =
-        found.is_file() && found.nlink() == 1 && found.uid() == rustix::process::geteuid().as_raw();
-    match is_ours {
+    match platform::is_own(&file).map_err(failed)? {
         true => Ok(file),
         false => Err(not_ours()),
     }
@@ -203,9 +195,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// Makes the names in the folder of `target` last.
 pub(super) fn sync_folder(target: &Path) -> Result<()> {
     let folder = folder_of(target);
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(|source| Error::io("sync", folder, source))
+    platform::sync_folder(folder).map_err(|source| Error::io("sync", folder, source))
 }
 
 /// Refuses targets that cannot be written or must not be replaced.
@@ -249,11 +239,9 @@ pub(super) fn check_new_folder(folder: &Path) -> Result<()> {
 /// Refuses to begin what the disk cannot hold.
 pub(super) fn check_space(target: &Path, needed: u64) -> Result<()> {
     let folder = folder_of(target);
-    let disk = rustix::fs::statvfs(folder)
-        .map_err(|source| Error::io("look for space in", folder, source.into()))?;
-    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
-    // Some network file systems have no size at all.
-    if disk.f_blocks > 0 && available < needed {
+    let available = platform::available_bytes(folder)
+        .map_err(|source| Error::io("look for space in", folder, source))?;
+    if let Some(available) = available.filter(|&available| available < needed) {
         return Err(Error::Write(WriteFault::DiskSpace {
             folder: folder.into(),
             needed,

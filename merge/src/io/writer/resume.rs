@@ -6,14 +6,13 @@ use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{atomic, shards};
 use crate::io::folder::folder_of;
-use crate::{Error, Result, WriteFault};
+use crate::{Error, Result, WriteFault, platform};
 
 /// The mark at the beginning of a ledger.
 const MARK: &str = "vlmerge.resume/2";
@@ -228,7 +227,9 @@ pub(super) fn kept_bytes(target: &Path, n_parts: usize) -> u64 {
         hidden(&path, &format!("{}.partial", known.token))
     });
     let sizes = paths.filter_map(|path| std::fs::symlink_metadata(path).ok());
-    sizes.map(|metadata| metadata.blocks() * 512).sum()
+    sizes
+        .map(|metadata| platform::occupied_bytes(&metadata))
+        .sum()
 }
 
 /// The file at the place of a ledger.
@@ -350,6 +351,7 @@ mod tests {
         assert_eq!(n_complete(&target, "one"), 0);
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_was_planted_is_refused_and_nothing_else_is_touched() {
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -69,6 +69,7 @@ pub(super) fn of(
     renames: &Renames,
     place: Place,
 ) -> Result<Changes> {
+    check_tensors(adapter, place)?;
     let mut reader = Reader {
         base,
         adapter,
@@ -119,6 +120,31 @@ pub(super) fn of(
         0 => Ok(found),
         1 => Err(faults.remove(0)),
         _ => Err(Error::Several(faults)),
+    }
+}
+
+/// Refuses an adapter without tensors, and one whose tensors are empty.
+pub(super) fn check_tensors(adapter: &Checkpoint, place: Place) -> Result<()> {
+    let n_tensors = adapter.tensors().count();
+    if n_tensors == 0 {
+        return Err(AdapterFault::NoTensors {
+            path: adapter.path().into(),
+            place,
+        }
+        .into());
+    }
+    let mut empty = adapter.tensors().filter(|(_, info)| info.n_elements() == 0);
+    match empty.next() {
+        None => Ok(()),
+        Some((key, info)) => Err(AdapterFault::EmptyTensors {
+            path: adapter.path().into(),
+            key: key.to_owned(),
+            shape: info.shape.clone(),
+            n_empty: 1 + empty.count(),
+            n_tensors,
+            place,
+        }
+        .into()),
     }
 }
 

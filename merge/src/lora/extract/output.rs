@@ -1,7 +1,6 @@
 //! The output of an extraction: factors wait in a temporary file until all ranks are known.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::lora::factors::Named;
 use crate::lora::part::PREFIX;
 use crate::plan::PlanBuilder;
 use crate::{Checkpoint, DType, Error, Progress, Result, TensorInfo, TensorSource};
-use crate::{decode_f32, encode_f32};
+use crate::{decode_f32, encode_f32, platform};
 
 /// The target of an adapter.
 #[derive(Clone, Debug)]
@@ -165,7 +164,7 @@ impl Spool {
         }
         for (end, shape, factor) in [(first, a_shape, a), (second, b_shape, b)] {
             let bytes = encoded(name, &factor, dtype)?;
-            let written = self.file.write_all_at(&bytes, self.end);
+            let written = platform::write_all_at(&self.file, &bytes, self.end);
             written.map_err(|source| Error::io("write", &self.path, source))?;
             self.kept.push(Kept {
                 key: format!("{module}{end}"),
@@ -251,7 +250,7 @@ impl ExtractTarget {
                 Source::Whole(name) => tuned.read(name, first, out),
                 Source::Factor(at) => {
                     let start = info.dtype.bytes_of(first) as u64;
-                    let read = spool.file.read_exact_at(out, at + start);
+                    let read = platform::read_exact_at(&spool.file, out, at + start);
                     read.map_err(|source| Error::io("read", &spool.path, source))
                 }
             }

@@ -227,6 +227,15 @@ pub trait Elementwise: Send + Sync {
         None
     }
 
+    /// Refuses numbers of a chunk that the method has no meaning for, before they are combined.
+    ///
+    /// # Errors
+    /// Names the first such number.
+    fn check<T: Real, V: Value<Real = T>>(&self, chunk: &Chunk<'_, V>) -> Result<()> {
+        let _ = chunk;
+        Ok(())
+    }
+
     /// Writes the merged elements to `out`; `step` rounds the result of each product and sum.
     fn combine<T: Real, V: Value<Real = T>>(
         &self,
@@ -236,7 +245,8 @@ pub trait Elementwise: Send + Sync {
     );
 }
 
-/// An element-wise method behind a pointer: an [`Elementwise`] one, which never fails, or one that may.
+/// An element-wise method behind a pointer: an [`Elementwise`] one, which fails in its check only, or one that may fail
+/// otherwise.
 pub trait ElementKernel: Send + Sync {
     /// As [`Elementwise::unit`].
     fn unit(&self) -> usize;
@@ -247,7 +257,7 @@ pub trait ElementKernel: Send + Sync {
     /// Combines in `f32`.
     ///
     /// # Errors
-    /// When a method that was added at run time fails.
+    /// When a method refuses a number of the chunk, or one that was added at run time fails.
     fn combine_f32(
         &self,
         chunk: &Chunk<'_, f32>,
@@ -293,6 +303,7 @@ impl<K: Elementwise> ElementKernel for K {
         step: StepRounding,
         out: &mut [f32],
     ) -> Result<()> {
+        self.check(chunk)?;
         dispatch(self, chunk, step, out);
         Ok(())
     }
@@ -303,6 +314,7 @@ impl<K: Elementwise> ElementKernel for K {
         step: StepRounding,
         out: &mut [f32],
     ) -> Result<()> {
+        self.check(chunk)?;
         dispatch(self, chunk, step, out);
         Ok(())
     }
@@ -313,6 +325,7 @@ impl<K: Elementwise> ElementKernel for K {
         step: StepRounding,
         out: &mut [f64],
     ) -> Result<()> {
+        self.check(chunk)?;
         dispatch(self, chunk, step, out);
         Ok(())
     }

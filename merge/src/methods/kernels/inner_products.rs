@@ -5,6 +5,10 @@ use crate::methods::kernels::passes::{Look, sums};
 use crate::methods::kernels::sums::dot;
 use crate::methods::{Chunk, Passes, Real, Value, reals};
 
+/// A sum of unit vectors that cancel is shorter than this by rounding alone: its square is a difference of products,
+/// each with an error near 1e-16.
+pub(in crate::methods) const CANCELED: f64 = 1e-7;
+
 /// The products `vᵢ · vⱼ` of a group's inputs (minus the base, if so asked), in `f64`.
 pub(in crate::methods) struct Products {
     n: usize,

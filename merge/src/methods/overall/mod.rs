@@ -7,7 +7,7 @@ use crate::methods::kernels::of_element::{EachElement, OfElement};
 use crate::methods::parameters::ParameterSpec;
 use crate::methods::{
     Base, ElementKernel, GroupShape, Groups, MergeMethod, Needs, Operation, Overview, Passes,
-    Survey,
+    Survey, Values,
 };
 use crate::{Error, MergeFault, Result};
 
@@ -67,6 +67,8 @@ impl<M: OverallMethod> Overall<M> {
 /// The facts that all tensors share.
 struct Shared<M: OverallMethod> {
     method: M,
+    /// The parameters of the first tensor.
+    values: Values,
     facts: OnceLock<M::Facts>,
 }
 
@@ -105,16 +107,24 @@ impl<M: OverallMethod> MergeMethod for Overall<M> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = match &*known {
             Some(shared) if !shared.method.is_like(&method) => {
+                let names = M::PARAMETERS.iter().map(|spec| spec.name);
+                let (name, place) = group.values.unlike(&shared.values, names);
                 return Err(MergeFault::VariesByTensor {
                     slot: group.slot.key.clone(),
                     method: M::NAME,
+                    name,
+                    place,
                 }
                 .into());
             }
             Some(shared) => Arc::clone(shared),
             None => {
                 let facts = OnceLock::new();
-                let shared = Arc::new(Shared { method, facts });
+                let shared = Arc::new(Shared {
+                    method,
+                    values: group.values.clone(),
+                    facts,
+                });
                 *known = Some(Arc::clone(&shared));
                 shared
             }

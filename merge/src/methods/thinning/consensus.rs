@@ -14,9 +14,16 @@ use crate::methods::{
 };
 use crate::{MergeFault, Result};
 
-/// `rescale` as all these methods take it.
+/// `rescale` of methods that drop elements by chance.
 pub(in crate::methods) const RESCALE: Kind = Kind::Choice {
     names: &["l1", "inverse", "none"],
+    yes: "l1",
+    no: "none",
+};
+
+/// `rescale` of methods that choose elements by rank: none has a chance to stay that `inverse` could divide by.
+pub(in crate::methods) const RESCALE_OF_RANKS: Kind = Kind::Choice {
+    names: &["l1", "none"],
     yes: "l1",
     no: "none",
 };

@@ -10,7 +10,7 @@ use super::{Entry, MergePlan, TensorRef, companions};
 use super::{mixtures, vocabularies};
 use crate::layouts::{Generic, Layout};
 use crate::methods::{DrawKey, GroupShape, MergeMethod, StepRounding, Tape};
-use crate::recipe::{OutputDType, Parameters, Part, RandomSource};
+use crate::recipe::{OnMissingGram, OutputDType, Parameters, Place, RandomSource, UnknownKeys};
 use crate::{Error, MergeFault, MergeRecipe, Result, TensorInfo, ties};
 
 mod models;
@@ -39,6 +39,7 @@ pub(super) fn resolve(
         .into());
     }
     check_forms(recipe)?;
+    check_uses(recipe, method)?;
     let mut models = Models::open(recipe, method, opener)?;
     ties::untie(&mut models.sources)?;
     ties::complete(&mut models.sources)?;
@@ -48,7 +49,7 @@ pub(super) fn resolve(
     let modules = modules.as_ref();
     let alignment = vocabularies::align(recipe, &mut models, modules, opener)?;
     let wanted = models.wanted(recipe, modules)?;
-    let changes = companions::changes(recipe, opener, &models, modules, alignment.as_ref())?;
+    let mut changes = companions::changes(recipe, opener, &models, modules, alignment.as_ref())?;
     let mut builder = Builder {
         recipe,
         method,
@@ -79,16 +80,20 @@ pub(super) fn resolve(
         return Err(fault);
     }
     opener.note(builder.averaged_statistics().as_slice());
+    opener.note(&builder.idle_cases());
     builder.drop_the_rest();
     let Builder {
         mut plan, models, ..
     } = builder;
+    let entries = plan.entries();
+    let known = companions::kept_layers(recipe, opener, &models, &entries, &mut changes)?;
+    companions::check_configs(recipe, opener)?;
+    let beside = companions::beside(recipe, opener, &entries, changes, alignment.as_ref())?;
+    companions::check_layers(recipe, &beside, &entries, &known)?;
+    let checks = experts.checks(recipe, &entries);
     for source in models.sources {
         plan.source(source);
     }
-    let entries = plan.entries();
-    let beside = companions::beside(recipe, opener, &entries, changes, alignment.as_ref())?;
-    let checks = experts.checks(recipe, &entries);
     let plan = plan.beside(beside).orders(experts.aligned, checks);
     Ok((plan.finish()?, recipe.clone()))
 }
@@ -108,6 +113,48 @@ fn check_forms(recipe: &MergeRecipe) -> Result<()> {
             let module = Some(name.clone());
             return Err(MergeFault::ModelsOrSlices { module }.into());
         }
+    }
+    if recipe.tokenizer.is_some() && recipe.tokenizer_source.is_some() {
+        return Err(MergeFault::TwoKeys {
+            one: "tokenizer_source",
+            other: "tokenizer",
+        }
+        .into());
+    }
+    if (recipe.tokenizer.as_ref()).is_some_and(|settings| settings.pad_to_multiple_of == Some(0)) {
+        return Err(MergeFault::TokenRule {
+            token: String::new(),
+            reason: "`pad_to_multiple_of` is a number of rows of 1 or more".to_owned(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// Refuses keys that change nothing in this recipe.
+fn check_uses(recipe: &MergeRecipe, method: &dyn MergeMethod) -> Result<()> {
+    let idle = |key: &str, why: String| {
+        Err(MergeFault::NoEffect {
+            key: key.to_owned(),
+            why,
+            place: Place::default(),
+        }
+        .into())
+    };
+    let mut parts = recipe.parts().into_iter();
+    if let Some(layers) = parts.find_map(|part| part.layers.filter(|_| part.slices.is_empty())) {
+        let why = "it names the layers that `slices` cut, and there are none";
+        return idle(&format!("layers: {layers}"), why.to_owned());
+    }
+    if recipe.on_missing_gram != OnMissingGram::Error && !method.needs().grams {
+        return idle(
+            "on_missing_gram",
+            format!("{} reads no gram matrices", method.name()),
+        );
+    }
+    if recipe.unknown_keys != UnknownKeys::Error {
+        let why = "merges of several checkpoints copy no keys; `on_missing: copy` copies tensors that only some have";
+        return idle("unknown_keys", why.to_owned());
     }
     Ok(())
 }
@@ -133,22 +180,26 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// Notes parameters that the method does not have.
+    /// Notes parameters that the method does not have, and those that stand where nothing reads them.
     fn check_names(&mut self, opener: &Opener) {
-        let parts = self.recipe.parts();
-        let slices = parts.iter().flat_map(|part| part.slices);
-        let sources = slices.clone().flat_map(|slice| &slice.sources);
-        let models = parts.iter().flat_map(|part| part.models);
-        let all = (parts.iter().flat_map(Part::parameters))
-            .chain(models.map(|model| &model.parameters))
-            .chain(slices.map(|slice| &slice.parameters))
-            .chain(sources.map(|source| &source.value.parameters));
-        for parameters in all {
+        let (shared, own) = all_parameters(self.recipe);
+        for parameters in shared.iter().chain(&own) {
             let checked = self.settings.check_names(parameters);
             if let Some(notes) = self.note(checked) {
                 opener.note(&notes);
             }
+            let checked = self.settings.check_cases(parameters);
+            self.note(checked);
         }
+        for parameters in own {
+            opener.note(&self.settings.misplaced(parameters));
+        }
+    }
+
+    /// Notes on cases that decide for no tensor.
+    fn idle_cases(&self) -> Vec<String> {
+        let (shared, own) = all_parameters(self.recipe);
+        self.settings.idle_cases(shared.into_iter().chain(own))
     }
 
     /// The fault if most tensors are in some models only, so that the merge would combine next to nothing:
@@ -327,9 +378,32 @@ impl Builder<'_> {
     }
 }
 
+/// The parameters of a recipe for several models, and those of one model each.
+fn all_parameters(recipe: &MergeRecipe) -> (Vec<&Parameters>, Vec<&Parameters>) {
+    let parts = recipe.parts();
+    let slices: Vec<_> = parts.iter().flat_map(|part| part.slices).collect();
+    let sources = slices.iter().flat_map(|slice| &slice.sources);
+    let models = parts.iter().flat_map(|part| part.models);
+    // Those of the recipe are parameters of each module, too.
+    let of_recipe = std::iter::once(&recipe.parameters);
+    let of_modules = recipe.modules.values().map(|module| &module.parameters);
+    let of_slices = slices.iter().map(|slice| &slice.parameters);
+    let of_models = models.map(|model| &model.parameters);
+    let of_sources = sources.map(|source| &source.value.parameters);
+    (
+        of_recipe.chain(of_modules).chain(of_slices).collect(),
+        of_models.chain(of_sources).collect(),
+    )
+}
+
 /// Whether mending the recipe in one place mends both.
 fn is_same_cause(a: &Error, b: &Error) -> bool {
-    use MergeFault::{BadValue, MissingParameter, WeightsSumToZero};
+    use MergeFault::{
+        BadValue, MissingParameter, VariesByTensor, WeightsOverflow, WeightsSumToZero,
+    };
+    let is_one = |one: &Place, other: &Place| {
+        one.line > 0 && (one.line, one.column) == (other.line, other.column)
+    };
     let (Error::Merge(one), Error::Merge(other)) = (a, b) else {
         return a.to_string() == b.to_string();
     };
@@ -352,9 +426,20 @@ fn is_same_cause(a: &Error, b: &Error) -> bool {
                 ..
             },
         ) => name == other_name && (one.line, one.column) == (other.line, other.column),
-        (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. }) => {
-            one.line > 0 && (one.line, one.column) == (other.line, other.column)
+        (WeightsSumToZero { place: one, .. }, WeightsSumToZero { place: other, .. })
+        | (WeightsOverflow { place: one, .. }, WeightsOverflow { place: other, .. }) => {
+            is_one(one, other)
         }
+        (
+            VariesByTensor {
+                name, place: one, ..
+            },
+            VariesByTensor {
+                name: other_name,
+                place: other,
+                ..
+            },
+        ) => name == other_name && is_one(one, other),
         (one, other) => one.to_string() == other.to_string(),
     }
 }

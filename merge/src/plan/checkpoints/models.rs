@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::methods::{Base, MergeMethod};
 use crate::plan::opener::{Opener, merged};
-use crate::recipe::{ModelRef, OutputSlice, Part, Place};
+use crate::recipe::{ModelRef, OutputSlice, Part, Place, adapters};
 use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
 
 /// The open checkpoints.
@@ -14,6 +14,10 @@ pub(in crate::plan) struct Models {
     pub(in crate::plan) sources: Vec<Arc<Checkpoint>>,
     /// The reference by which each was opened.
     refs: Vec<ModelRef>,
+    /// Other references to sources that are open, with the index of each source.
+    others: Vec<(ModelRef, usize)>,
+    /// Whether the method measures from a base.
+    takes_base: bool,
     /// The base among them, for methods that measure from one.
     pub(in crate::plan) base: Option<usize>,
 }
@@ -24,15 +28,17 @@ impl Models {
         method: &dyn MergeMethod,
         opener: &Opener,
     ) -> Result<Self> {
+        let needs = method.needs();
         let mut models = Self {
             sources: Vec::new(),
             refs: Vec::new(),
+            others: Vec::new(),
+            takes_base: needs.base != Base::None,
             base: None,
         };
         for model in merged(recipe) {
             models.add(&model, opener)?;
         }
-        let needs = method.needs();
         let parts = recipe.parts();
         let all_sliced_have_one = parts.iter().all(|part| {
             !part.slices.is_empty() && part.slices.iter().all(|slice| slice.base_model.is_some())
@@ -59,19 +65,69 @@ impl Models {
             let base = recipe.base_model.as_ref();
             models.base = base.and_then(|base| models.find(base));
         }
-        let counts = parts.iter().flat_map(|part| models.counts(*part));
-        for (found, has_base, place) in counts {
-            if !needs.takes(found, has_base) {
-                return Err(MergeFault::InputCount {
-                    method: method.name(),
-                    wanted: needs.in_words(),
-                    found,
-                    place,
+        for part in &parts {
+            models.check_bases(*part)?;
+            for (found, has_base, place) in models.counts(*part) {
+                if !needs.takes(found, has_base) {
+                    return Err(MergeFault::InputCount {
+                        method: method.name(),
+                        wanted: needs.in_words(),
+                        whole: match (part.slices, recipe.modules.is_empty()) {
+                            ([], true) => "the recipe",
+                            ([], false) => "the module",
+                            _ => "the slice",
+                        },
+                        found: in_words(found, has_base && needs.two_ends),
+                        place,
+                    }
+                    .into());
+                }
+            }
+        }
+        opener.note(&models.copies_of_base(opener)?);
+        Ok(models)
+    }
+
+    /// Refuses slices that name their base more than once: one of the sources would be left out.
+    fn check_bases(&self, part: Part<'_>) -> Result<()> {
+        for slice in part.slices {
+            let Some(base) = self.base_of(slice) else {
+                continue;
+            };
+            let mut bases = (slice.sources.iter())
+                .filter(|source| self.find(&source.model_ref()) == Some(base));
+            if let Some(second) = bases.nth(1) {
+                return Err(MergeFault::BaseTwice {
+                    model: self.name(base),
+                    place: second.place,
                 }
                 .into());
             }
         }
-        Ok(models)
+        Ok(())
+    }
+
+    /// Notes on models beside the base that hold its numbers. The beginnings of all tensors are compared, of files of one
+    /// size alone.
+    fn copies_of_base(&self, opener: &Opener) -> Result<Vec<String>> {
+        let Some(base) = self.base else {
+            return Ok(Vec::new());
+        };
+        let mut notes = Vec::new();
+        for index in (0..self.refs.len()).filter(|index| *index != base) {
+            let is_made = |index: usize| opener.is_document(&self.refs[index]);
+            if !is_made(index)
+                && !is_made(base)
+                && begin_alike(&self.sources[base], &self.sources[index])?
+            {
+                notes.push(format!(
+                    "{} begins as the base {} in every tensor: is it a copy of the base? It counts as a model beside it",
+                    self.name(index),
+                    self.name(base)
+                ));
+            }
+        }
+        Ok(notes)
     }
 
     /// The number of models merged in a part of the output, or in each slice of it, whether they have a base, and the
@@ -100,16 +156,29 @@ impl Models {
         if let Some(known) = self.find(model) {
             return Ok(known);
         }
-        self.sources.push(opener.open(model)?);
+        let opened = opener.open(model)?;
+        let is_same = |(known, source): (&ModelRef, &Arc<Checkpoint>)| {
+            !opener.is_document(known) && is_same_model((known, source), (model, &opened))
+        };
+        let known = (!opener.is_document(model))
+            .then(|| self.refs.iter().zip(&self.sources).position(is_same))
+            .flatten();
+        if let Some(known) = known {
+            self.others.push((model.clone(), known));
+            return Ok(known);
+        }
+        self.sources.push(opened);
         self.refs.push(model.clone());
         Ok(self.sources.len() - 1)
     }
 
     /// The source that a model was opened as.
     pub(in crate::plan) fn find(&self, model: &ModelRef) -> Option<usize> {
-        self.refs
-            .iter()
-            .position(|known| known.is_same_model(model))
+        let known = self.refs.iter().enumerate();
+        let known = known.map(|(index, known)| (known, index));
+        let others = self.others.iter().map(|(known, index)| (known, *index));
+        let mut all = known.chain(others);
+        all.find_map(|(known, index)| known.is_same_model(model).then_some(index))
     }
 
     /// The reference by which each source was opened.
@@ -117,8 +186,11 @@ impl Models {
         &self.refs
     }
 
-    /// The base of a slice: its own, or the recipe's.
+    /// The base of a slice: its own, or the recipe's; `None` for methods that measure from none.
     pub(in crate::plan) fn base_of(&self, slice: &OutputSlice) -> Option<usize> {
+        if !self.takes_base {
+            return None;
+        }
         let own = slice.base_model.as_ref().and_then(|base| self.find(base));
         own.or(self.base)
     }
@@ -150,4 +222,67 @@ impl Models {
             ModelRef::name,
         )
     }
+}
+
+/// A number of models, for methods of two ends with the base that is none of them.
+fn in_words(n_models: usize, has_base: bool) -> String {
+    match (n_models, has_base) {
+        (0, true) => "the base alone".to_owned(),
+        (1, _) | (_, false) => n_models.to_string(),
+        (n, true) => format!("{n} models and a base_model that is none of them"),
+    }
+}
+
+/// Whether two references are to the same files, whatever the files are called, and to the same tensors of them.
+fn is_same_model(
+    (one, its): (&ModelRef, &Arc<Checkpoint>),
+    (other, others): (&ModelRef, &Arc<Checkpoint>),
+) -> bool {
+    let weights = |model: &ModelRef| -> Vec<f64> {
+        let all = model.adapter.iter().flat_map(|text| adapters(text));
+        all.map(|(_, weight)| weight).collect()
+    };
+    let files = (&its.info().files, &others.info().files);
+    let are_same = !files.0.is_empty()
+        && files.0.len() == files.1.len()
+        && (files.0.iter().zip(files.1)).all(|(one, other)| one.is_same_file(other));
+    are_same
+        && its.info().root == others.info().root
+        && weights(one) == weights(other)
+        && (&one.rename, &one.adapter_rename) == (&other.rename, &other.adapter_rename)
+}
+
+/// Elements at the beginning of each tensor that are compared.
+const N_BEGINNING: usize = 256;
+
+/// Whether all tensors of two models have the same names and shapes, and begin with the same bytes. Models on other
+/// machines are not read for it, nor models with computed tensors.
+fn begin_alike(one: &Checkpoint, other: &Checkpoint) -> Result<bool> {
+    let size = |source: &Checkpoint| -> Option<u64> {
+        let files = source.info().files.iter();
+        let sizes = files.map(|file| file.stamp.is_some().then_some(file.n_bytes));
+        sizes.sum()
+    };
+    let (Some(size_of_one), Some(size_of_other)) = (size(one), size(other)) else {
+        return Ok(false);
+    };
+    if size_of_one == 0 || size_of_one != size_of_other || !one.tensors().eq(other.tensors()) {
+        return Ok(false);
+    }
+    let mut n_read = 0;
+    for (name, info) in one.tensors() {
+        if one.is_computed(name) || other.is_computed(name) {
+            return Ok(false);
+        }
+        let n = N_BEGINNING.min(info.n_elements());
+        let read = |source: &Checkpoint| {
+            let mut bytes = vec![0; info.dtype.bytes_of(n)];
+            source.read(name, 0, &mut bytes).map(|()| bytes)
+        };
+        n_read += n;
+        if read(one)? != read(other)? {
+            return Ok(false);
+        }
+    }
+    Ok(n_read > 0)
 }

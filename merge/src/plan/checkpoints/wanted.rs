@@ -6,7 +6,9 @@ use super::super::settings::{Layer, Own};
 use super::super::stacks::Stacks;
 use super::{Models, Modules, NOTHING, layer};
 use crate::plan::TensorRef;
-use crate::recipe::{Located, ModelRef, OutputSlice, Parameters, Part, Place, SliceSource};
+use crate::recipe::{
+    Located, ModelRef, OnMissing, OutputSlice, Parameters, Part, Place, SliceSource,
+};
 use crate::{MergeFault, MergeRecipe, Result};
 
 /// An output tensor and its inputs, which may or may not be there.
@@ -37,7 +39,7 @@ impl Models {
             let scope = Scope { part, modules };
             wanted.extend(match part.slices {
                 [] => self.by_name(scope)?,
-                slices => self.by_slice(scope, slices)?,
+                slices => self.by_slice(scope, slices, recipe.on_missing)?,
             });
         }
         Ok(wanted.into_values().collect())
@@ -89,9 +91,10 @@ impl Models {
         &self,
         scope: Scope<'a, '_>,
         slices: &'a [OutputSlice],
+        on_missing: OnMissing,
     ) -> Result<BTreeMap<String, Wanted<'a>>> {
         let cuts = (slices.iter())
-            .map(|slice| Cut::new(self, scope, slice))
+            .map(|slice| Cut::new(self, scope, slice, on_missing))
             .collect::<Result<Vec<_>>>()?;
         let prefix = cuts[0].prefix.clone();
         let mut wanted = BTreeMap::new();
@@ -226,7 +229,12 @@ struct Cut<'a> {
 }
 
 impl<'a> Cut<'a> {
-    fn new(models: &Models, scope: Scope<'a, '_>, slice: &'a OutputSlice) -> Result<Self> {
+    fn new(
+        models: &Models,
+        scope: Scope<'a, '_>,
+        slice: &'a OutputSlice,
+        on_missing: OnMissing,
+    ) -> Result<Self> {
         let base = models.base_of(slice);
         let mut parts: Vec<Share<'a>> = Vec::new();
         let mut n_layers = None;
@@ -249,7 +257,32 @@ impl<'a> Cut<'a> {
         if let (Some(base), Some(first)) = (base, parts.first())
             && parts.iter().all(|part| !part.is_base)
         {
-            // A base that a slice does not name gives the layers that its first source gives.
+            // A base that a slice does not name gives the layers that its sources give.
+            let mut others = parts.iter().zip(&slice.sources);
+            if let Some((other, source)) = others.find(|(part, _)| part.first != first.first) {
+                return Err(MergeFault::BaseLayers {
+                    model: models.name(base),
+                    first: first.first,
+                    other: other.first,
+                    place: source.place,
+                }
+                .into());
+            }
+            let stacks = one_or_more_layers(|| scope.names(models, base)).0;
+            let end = first.first + n_layers.unwrap_or(0);
+            if let Some(&n_layers) = stacks.get(&first.prefix)
+                && n_layers < end
+                && on_missing == OnMissing::Error
+            {
+                return Err(MergeFault::ShortBase {
+                    model: models.name(base),
+                    first: first.first,
+                    end,
+                    n_layers,
+                    place: slice.sources[0].place,
+                }
+                .into());
+            }
             parts.push(Share {
                 source: base,
                 prefix: first.prefix.clone(),

@@ -18,7 +18,7 @@ use super::{Action, Entry, MergePlan, TensorRef, companions, mixtures};
 use crate::beside::config::Changes;
 use crate::layouts::{self, Layout};
 use crate::methods::MergeMethod;
-use crate::recipe::{MergeRecipe, UnknownKeys};
+use crate::recipe::{MergeRecipe, OnMissingGram, Place, UnknownKeys};
 use crate::{Checkpoint, DType, Error, Expert, MergeFault, Result, Role, Slot, TensorInfo};
 
 /// The merged checkpoint is the first source of a plan, the base the second.
@@ -54,6 +54,14 @@ pub(super) fn resolve(
         return Err(MergeFault::CannotAlign { setting, why }.into());
     }
     mixtures::refuse_unused(recipe)?;
+    if recipe.on_missing_gram != OnMissingGram::Error && !method.needs().grams {
+        return Err(MergeFault::NoEffect {
+            key: "on_missing_gram".to_owned(),
+            why: format!("{} reads no gram matrices", method.name()),
+            place: Place::default(),
+        }
+        .into());
+    }
     let [model] = recipe.models.as_slice() else {
         return Err(Error::ModelCount {
             found: recipe.models.len(),
@@ -89,8 +97,13 @@ pub(super) fn resolve(
     };
     if !builder.reads_itself() {
         opener.note(&builder.settings.check_names(&recipe.parameters)?);
+        builder.settings.check_cases(&recipe.parameters)?;
     }
     builder.place_all()?;
+    if !builder.reads_itself() {
+        let all = std::iter::once(&recipe.parameters);
+        opener.note(&builder.settings.idle_cases(all));
+    }
     let plan = builder.plan;
     let beside = companions::beside(recipe, opener, &plan.entries(), Changes::default(), None)?;
     Ok((plan.beside(beside).finish()?, resolved))

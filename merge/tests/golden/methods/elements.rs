@@ -126,7 +126,7 @@ fn restored(written: &Written<'_>, letter: &str) -> BTreeMap<String, Raw> {
         base: open(written.base()),
         task: number.expect("a model").to_string(),
     };
-    let plan = restore.plan(|dtype| dtype).expect("a plan");
+    let plan = restore.plan(|dtype| dtype, &Silent).expect("a plan");
     let target = written.target("task.safetensors");
     execute(&plan, &target, &RunOptions::default(), &Silent).expect("runs");
     fixtures::tensors(&target.path)

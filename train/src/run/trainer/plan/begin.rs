@@ -25,6 +25,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When the folder or a file in it cannot be written.
     pub fn begin(mut plan: TrainPlan, place: Where<'a>) -> Result<Self> {
+        plan.recipe.check_routing()?;
         let is_first = place.collective.is_first();
         let folder = RunFolder::open(place.folder, is_first)?;
         folder.require_newest(plan.resumed_at)?;

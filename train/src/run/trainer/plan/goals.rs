@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use evaluate::models::Dvae;
+use evaluate::models::{Dvae, Module};
 
 use super::parts::at_once;
-use crate::Result;
 use crate::objectives::{self, BALANCE_WEIGHT, Needs, Objective, Opening};
 use crate::optim::OptimSettings;
 use crate::recipe::{ObjectiveSettings, TrainRecipe};
 use crate::run::Start;
+use crate::{Error, Result};
 
 /// The inputs that the objectives of a recipe need, all together.
 pub(super) fn needs(recipe: &TrainRecipe) -> Result<Needs> {
@@ -42,6 +42,62 @@ pub(super) fn objectives(
     let mut objectives: Vec<_> = recipe.objectives.iter().map(open).collect::<Result<_>>()?;
     objectives::in_order(&mut objectives);
     Ok(objectives)
+}
+
+/// Checks that the model reads texts in a way that an objective trains: the model's file is going to say it.
+pub(super) fn check_reading(objectives: &[(Box<dyn Objective>, f64)], start: &Start) -> Result<()> {
+    let Ok(model) = start.model.free_language() else {
+        return Ok(());
+    };
+    let way = model.streams();
+    let trained = objectives
+        .iter()
+        .map(|(o, _)| (o.name(), o.ways_of_reading()));
+    let trained: Vec<_> = trained.collect();
+    if (trained.iter()).any(|(_, ways)| ways.is_empty() || ways.contains(&way)) {
+        return Ok(());
+    }
+    let said = trained.iter().map(|(name, ways)| {
+        let ways: Vec<&str> = ways.iter().map(|way| way.name()).collect();
+        format!("`{name}` trains {}", ways.join(" and "))
+    });
+    let said: Vec<String> = said.collect();
+    let reason = format!(
+        "the model reads texts in the way `{}`, which no objective trains: {}; set the way that is trained, or begin from a \
+         model without a record of another",
+        way.name(),
+        said.join(", ")
+    );
+    Err(Error::BadSetting {
+        key: "model.streams".into(),
+        reason,
+    })
+}
+
+/// Checks that settings of the optimizer for heads have heads to learn: CLIP's contrast has none.
+pub(super) fn check_heads(optim: &OptimSettings, start: &Start) -> Result<()> {
+    let family = start.blueprint.grouping();
+    let usual = OptimSettings::default();
+    let is_head = |name: &String| family.membership(name).module == Module::Head;
+    let has_heads = optim.heads.is_some()
+        || !optim.raised.is_empty()
+        || family.raises_missing
+        || start.variables.keys().any(is_head);
+    let settings = [
+        ("lr_mult", optim.lr_mult != usual.lr_mult),
+        (
+            "head_weight_decay",
+            optim.head_weight_decay != usual.head_weight_decay,
+        ),
+    ];
+    match settings.iter().find(|(_, is_given)| *is_given) {
+        Some((key, _)) if !has_heads => Err(Error::BadSetting {
+            key: format!("optim.{key}"),
+            reason: "the model has no head that learns at another rate; leave it out, or name variables in `optim.heads`"
+                .into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The optimizer's settings. Where objectives train their heads alone, all else is frozen, so that nobody

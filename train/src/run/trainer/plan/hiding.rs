@@ -1,5 +1,6 @@
 //! The patches and signals that objectives hide, and the tokenizer whose tokens stand for them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::DType;
@@ -15,18 +16,20 @@ use crate::run::Start;
 use crate::run::trainer::Where;
 use crate::{Error, Result};
 
-/// The tokenizer of images, if an objective guesses their tokens.
+/// The tokenizer of images, if an objective guesses their tokens, and its files.
 pub(super) fn image_tokenizer(
     recipe: &TrainRecipe,
     needs: Needs,
     place: &Where<'_>,
-) -> Result<Option<Arc<Dvae>>> {
+) -> Result<(Option<Arc<Dvae>>, Vec<PathBuf>)> {
     let Some(masking) = (recipe.image_masking.as_ref()).filter(|_| needs.masked_patches) else {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     };
     let checkpoint = merge::io::open(&masking.tokenizer, &OpenOptions::default())?;
+    let files = checkpoint.info().files.iter();
+    let files = files.map(|file| file.path.clone()).collect();
     let weights = Dvae::weights(Arc::new(checkpoint), &place.device, DType::F32)?;
-    Ok(Some(Arc::new(Dvae::load(&weights)?)))
+    Ok((Some(Arc::new(Dvae::load(&weights)?)), files))
 }
 
 /// The rule that masks patches, and the size of the view in which each patch has one token.

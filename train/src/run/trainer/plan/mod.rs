@@ -19,7 +19,7 @@ use evaluate::models::Head;
 use evaluate::ranks::ExpertShare;
 use evaluate::text::{TextRule, Tokenizer};
 
-use self::goals::{balance, missing, needs, objectives, optim};
+use self::goals::{balance, check_heads, check_reading, missing, needs, objectives, optim};
 use self::hiding::{image_tokenizer, patches, signals};
 use self::labels::{answer_list, check_classes, class_list, n_answers};
 use self::parts::n_parts;
@@ -68,7 +68,7 @@ pub struct Prepared {
     pub start: Start,
     /// The examples.
     pub loader: Arc<Loader>,
-    /// Facts about the data ([`data::identity`]); a state of a run on other data is refused by them.
+    /// Facts about the data and its tokenizers ([`data::identity`], [`data::tokenizers`]); a state of a run on other data is refused by them.
     pub data: BTreeMap<String, String>,
     /// Notes for users on the way in which the files of the weights were found and read.
     pub notes: Vec<String>,
@@ -83,6 +83,7 @@ impl TrainPlan {
     /// # Errors
     /// When the recipe, a file or the weights are wrong, or the folder holds another run.
     pub fn of(recipe: CheckedRecipe, place: &Where<'_>) -> Result<Self> {
+        recipe.check_routing()?;
         let kept = RunFolder::newest_in(place.folder)?;
         Self::from(recipe, place, kept)
     }
@@ -116,7 +117,7 @@ impl TrainPlan {
         from.map(|from| [from, side])
     }
 
-    /// Notes for users on the way in which the files of the weights were found and read.
+    /// Notes for users on the way in which the files of the weights were found and read, and on what a state does not tell.
     #[must_use]
     pub fn notes_of_weights(&self) -> &[String] {
         &self.notes_of_weights
@@ -139,7 +140,7 @@ impl TrainPlan {
         let collective = place.collective;
         let dtype = dtype(&recipe.precision)?;
         let needs = needs(&recipe)?;
-        let image_tokenizer = image_tokenizer(&recipe, needs, place)?;
+        let (image_tokenizer, image_tokenizer_files) = image_tokenizer(&recipe, needs, place)?;
         let objectives = objectives(&recipe, image_tokenizer.as_ref(), collective.size())?;
         let (mut examples, mut sets) = examples_of(&recipe, needs, TextRule::Verbatim)?;
         check_classes(&recipe, examples.as_ref())?;
@@ -182,6 +183,8 @@ impl TrainPlan {
         };
         let checkpoint = origin::with(initial.checkpoint, &inputs);
         let start = Start::load(checkpoint, &wanted, &place.device, dtype)?;
+        check_reading(&objectives, &start)?;
+        check_heads(&recipe.optim, &start)?;
         let rule = start.model.input().text.rule;
         if recipe.data.without_repeats && rule != TextRule::Verbatim {
             (examples, sets) = examples_of(&recipe, needs, rule)?;
@@ -222,16 +225,22 @@ impl TrainPlan {
             start.blueprint.grouping(),
             collective,
         )?;
+        let mut facts = data::identity(&recipe.data, examples.as_ref())?;
+        facts.extend(data::tokenizers(
+            tokenizer.as_deref(),
+            &image_tokenizer_files,
+        )?);
+        let mut notes_of_weights = initial.notes;
         let mut state = TrainState {
             recipe: fingerprint(&recipe)?,
-            data: data::identity(&recipe.data, examples.as_ref())?,
+            data: facts,
             inputs,
             missing: optim.missing.clone(),
             loss_scale: (dtype == DType::F16).then(|| LossScale::new(recipe.optim.loss_scale)),
             ..TrainState::default()
         };
         if let Some(found) = taken_up {
-            require_same_run(&found, &state)?;
+            notes_of_weights.extend(require_same_run(&found, &state)?);
             updater.resume(&found, &recipe.optim, &start.variables)?;
             state = TrainState {
                 data: state.data,
@@ -282,7 +291,7 @@ impl TrainPlan {
             notes,
             dtype,
             resized_from: initial.image_side,
-            notes_of_weights: initial.notes,
+            notes_of_weights,
             memory,
         })
     }

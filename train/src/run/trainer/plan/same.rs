@@ -4,8 +4,8 @@ use crate::recipe::{TrainRecipe, differences};
 use crate::run::{KeptState, TrainState};
 use crate::{Result, data};
 
-/// Checks that a kept state is one of the run that begins with `state`.
-pub(super) fn require_same_run(kept: &KeptState, state: &TrainState) -> Result<()> {
+/// Checks that a kept state is one of the run that begins with `state`; a note where it is too old to tell.
+pub(super) fn require_same_run(kept: &KeptState, state: &TrainState) -> Result<Option<String>> {
     let found = &kept.state;
     if found.recipe != state.recipe {
         let differences = differences(&found.recipe, &state.recipe).join("; ");
@@ -19,8 +19,20 @@ pub(super) fn require_same_run(kept: &KeptState, state: &TrainState) -> Result<(
         Some(other) => Err(kept.refused(format!(
             "it is the state of a run on other data ({other}); give another --out"
         ))),
-        None => Ok(()),
+        None => Ok(untold(found, state)),
     }
+}
+
+/// A note on the facts that the state of an older version lacks.
+fn untold(found: &TrainState, state: &TrainState) -> Option<String> {
+    let what = match found.data.is_empty() {
+        true => "data and tokenizer",
+        false if data::lacks_tokenizers(&found.data, &state.data) => "the tokenizer",
+        false => return None,
+    };
+    Some(format!(
+        "an earlier version of vlmerge kept the state, which says nothing of {what}: nothing checks that this run has the same"
+    ))
 }
 
 /// The settings that two recipes must share for one to go on with the state of the other, as YAML.

@@ -305,7 +305,8 @@ fn wrap(text: &str, room: usize) -> Vec<String> {
 }
 
 /// Text for the inside of a picture or of an attribute in double quotes.
-pub(super) fn escape(text: &str) -> String {
+#[must_use]
+pub fn escape(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '&' => "&amp;".to_owned(),

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use merge::distance::{Distance, Grain, Operands, PairSet, RECONSTRUCTION_NOTE};
 use serde::{Deserialize, Serialize};
 
 use super::heat_map::{Cell, HeatMap, Panel};
+use super::{Distance, Grain, Operands, PairSet, RECONSTRUCTION_NOTE};
 
 /// The value of [`DistanceReport::schema`] that this program writes.
 pub const SCHEMA: &str = "vlmerge.distance/1";
