@@ -11,7 +11,6 @@ use super::left_out::Omission;
 use super::packed::{CLASS_NAMES, Packed, note};
 use super::pictures::is_inside;
 use super::splits::Tables;
-use crate::datasets::facts::FileFacts;
 use crate::images::{self, Rgb};
 use crate::{DataFault, Error, Result};
 
