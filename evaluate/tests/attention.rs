@@ -183,8 +183,8 @@ fn a_score_that_is_no_number_makes_its_query_no_number_and_no_other() -> Result<
     values[0] = f32::NAN;
     let packed = Var::from_vec(values, (2, n, 3 * d), &Device::Cpu)?;
     let mask = Mask::new(&Tensor::new(&[[1u8, 1, 1], [1, 1, 0]], &Device::Cpu)?)?;
-    let masks = [None, Some(&mask), Some(&Mask::Causal)];
-    for mask in masks {
+    let causal = Mask::Causal;
+    for mask in [None, Some(&mask), Some(&causal)] {
         let bias = Bias { pairs: None, mask };
         let part = |which: usize| packed.narrow(2, d * which, d);
         let apart = attend(&part(0)?, &part(1)?, &part(2)?, bias, 2)?;
@@ -281,7 +281,7 @@ fn texts() -> Result<Texts> {
 fn one_nan_in_queries_keys_or_values_of_a_clip_is_in_all_its_features() -> Result<()> {
     let keys = |tower: &str| {
         let parts = ["q_proj", "k_proj", "v_proj"];
-        let key = |part| format!("{tower}_model.encoder.layers.0.self_attn.{part}.weight");
+        let key = |part: &str| format!("{tower}_model.encoder.layers.0.self_attn.{part}.weight");
         parts.map(|part| (key(part), 5))
     };
     no_feature_is_a_number(

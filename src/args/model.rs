@@ -155,7 +155,10 @@ impl LoadArgs {
 
     /// The settings of the model that were given, under the names of their flags.
     pub fn given(&self) -> BTreeMap<&'static str, Value> {
-        let colors = |colors: Option<Colors>| colors.map(|Colors(colors)| json!(colors));
+        // As the user wrote them: in f64 the nearest f32 has more digits.
+        let digits = |color: f32| color.to_string().parse::<f64>().unwrap_or_default();
+        let colors =
+            |colors: Option<Colors>| colors.map(|Colors(colors)| json!(colors.map(digits)));
         let given = [
             ("image_size", self.image_size.map(|n| json!(n))),
             ("heads", self.heads.map(|n| json!(n))),

@@ -60,7 +60,7 @@ pub fn run(args: Args, output: &Output) -> Result<ExitCode> {
         return Err(UsageError(what).into());
     }
     let mut named: Vec<Named<'_>> = args.name.iter().map(|name| Named::By(name)).collect();
-    let unnamed = match named.is_empty() {
+    let unnamed: &[PathBuf] = match named.is_empty() {
         true => args.checkpoints.as_slice(),
         false => &[],
     };

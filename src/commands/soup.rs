@@ -221,7 +221,7 @@ mod tests {
             MergeRecipe::parse(&yaml, Path::new("test")).expect("read"),
             recipe
         );
-        let of = ["a/x.safetensors".into(), "b.ckpt".into()];
+        let of: [PathBuf; 2] = ["a/x.safetensors".into(), "b.ckpt".into()];
         let called = Called::of(&of).expect("names");
         assert_eq!(called.file(&of), "x + b");
         assert_eq!(called.name(&of), "x.safetensors + b.ckpt");

@@ -151,7 +151,7 @@ impl FileFacts {
             (inside.to_string_lossy(), path.as_path())
         });
         let named: Vec<_> = named.collect();
-        let pictures = named.iter().map(|(name, path)| (name.as_ref(), *path));
+        let pictures = named.iter().map(|(name, path)| (&**name, *path));
         Self::of_pictures(name, pictures).map(Some)
     }
 

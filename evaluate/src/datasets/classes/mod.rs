@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::class_texts::ClassTexts;
+use super::facts::FileFacts;
 use super::left_out::Omission;
 use super::packed::{CLASS_NAMES, Packed, note};
 use super::pictures::is_inside;
 use super::splits::Tables;
-use crate::datasets::facts::FileFacts;
 use crate::images::{self, Rgb};
 use crate::{DataFault, Error, Result};
 
