@@ -37,7 +37,7 @@ impl MergePlan {
     ///
     /// # Errors
     /// When a file cannot be opened, or anything in the recipe, the keys, shapes or dtypes does
-    /// not fit. No tensor data is read.
+    /// not fit. Of the data it reads a few elements alone: to find a copy of the base, and an adapter that changes nothing.
     pub fn resolve(recipe: &MergeRecipe) -> Result<(Self, MergeRecipe)> {
         resolve(recipe)
     }
