@@ -293,7 +293,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     })
 }
 
-/// What the crates of models need, and their errors.
+/// The needs of the crates of models, and their errors.
 #[cfg(feature = "models")]
 mod of_models {
     use std::error::Error;

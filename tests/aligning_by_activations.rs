@@ -268,7 +268,7 @@ fn activations_that_do_not_belong_together_are_refused_by_name() {
             "have 32 numbers, and the layer reads 64",
         ),
         (["a.act", "short.act"], by, "rows of floats"),
-        (["a.act", "broken.act"], by, "finite"),
+        (["a.act", "broken.act"], by, "is NaN at [0, 0]"),
         (["a.act", "a"], by, "no file of `vlmerge activations`"),
         (["a.act", "gone.act"], by, "gone.act.safetensors"),
         (["a.act", "b.act b.act"], by, "has 2 activation files"),

@@ -299,7 +299,7 @@ fn a_run_is_not_written_over_and_a_wrong_key_names_the_nearest() {
 fn threads_of_candle(threads: &str) -> usize {
     let temporary = tempfile::tempdir().expect("a folder");
     let recipe = temporary.path().join("recipe.yaml");
-    let text = "init: { synth: { size: tiny, blocks: 1, width: 192, patch_size: 16, image_size: 64, text_len: 16, text_table_len: 16, vocabulary: 101 } }
+    let text = "init: { synth: { size: tiny, blocks: 1, fusion_start: 1, width: 192, patch_size: 16, image_size: 64, text_len: 16, text_table_len: 16, vocabulary: 101 } }
 model: { text_table_len: 16 }
 data: { folder: fixtures/arrow, tokenizer: fixtures/real/vocab.txt, train: [{ dataset: coco, split: train }] }
 objectives: [{ name: itc }]

@@ -323,8 +323,7 @@ fn one_nan_in_a_convolution_of_a_residual_network_is_in_all_its_scores() -> Resu
     for key in ["conv1.weight", "layer1.0.conv1.weight"] {
         let opened = with_nan(&model, key, 0, &Overrides::default())?;
         let model = opened.model.as_ref();
-        let states = model.dual().expect("images");
-        let states = states.pooled_image(&pixels(64), &Pass::new());
+        let states = model.pooled_image(&pixels(64), &Pass::new());
         let scores = model.score(Head::ImageClasses, &states.expect("states"));
         assert_no_numbers(key, &scores.expect("scores"));
     }

@@ -132,7 +132,16 @@ fn recipe(toy: &Toy, method: &str, model: &Path, dtype: Dtype) -> MergeRecipe {
     }
     give(&mut parameters, described.as_ref(), 1.0);
     if let Some(name) = described.needs().paired {
-        let file = model.to_str().expect("UTF-8").to_owned();
+        // The model itself, with the signs that information cannot have.
+        let mut tensors = fixture::tensors(model);
+        for tensor in tensors.values_mut() {
+            let values = tensor.values().into_iter();
+            let magnitudes: Vec<f32> = values.map(|value| value.abs() as f32).collect();
+            *tensor = raw(tensor.dtype, &tensor.shape, &magnitudes);
+        }
+        let file = toy.path("paired.safetensors");
+        fixture::write(&file, &tensors);
+        let file = file.to_str().expect("UTF-8").to_owned();
         parameters.set(name, Parameter::Text(file));
     }
     let takes_two = !["interpolate", "arithmetic", "regmean"].contains(&method);

@@ -187,7 +187,7 @@ pub fn hold_children() -> Result<()> {
     Ok(())
 }
 
-/// Puts a fresh start of this program in the place of this one, with the same words and a variable more.
+/// Replaces this program by a fresh start of itself, with the same words and a variable more.
 pub fn start_again(variable: &str, value: &str) -> Result<()> {
     let program = std::env::current_exe().context("cannot find the program itself")?;
     let mut words = std::env::args_os();

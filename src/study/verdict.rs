@@ -1,4 +1,4 @@
-//! What a paired test supports, in a sentence.
+//! The sentence that a paired test supports.
 
 use evaluate::reports::{Difference, labels};
 use evaluate::tasks::TaskSpec;

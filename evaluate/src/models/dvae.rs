@@ -11,6 +11,7 @@ use merge::Checkpoint;
 use merge::layouts::Generic;
 
 use super::towers::sizes;
+use crate::crossing;
 use crate::nn::{Convolution, relu};
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
@@ -218,7 +219,10 @@ impl Dvae {
         let logits = self.logits(image)?.permute((0, 2, 3, 1))?.contiguous()?;
         let sums = logits.flatten_from(1)?.to_dtype(DType::F32)?.sum(1)?;
         let is_broken = |sum: &f32| sum.is_nan();
-        if let Some(example) = sums.to_vec1()?.iter().position(is_broken) {
+        if let Some(example) = crossing::to_memory::<f32>(&sums)?
+            .iter()
+            .position(is_broken)
+        {
             return Err(Error::LogitNotANumber { example });
         }
         Ok(logits.argmax(D::Minus1)?)

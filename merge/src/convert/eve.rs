@@ -101,6 +101,9 @@ impl EveStart {
             }
             .into());
         }
+        // A guess by the width is no fact about the model, and must not stand in its record.
+        let is_guessed =
+            (found.as_ref()).map(|found| (!found.tells_heads(), found.pair_len().is_none()));
         let (source, spec) = match found {
             Some(found) => {
                 let spec = found.spec(&source)?;
@@ -195,7 +198,11 @@ impl EveStart {
             missing,
             unexpected,
         };
-        Ok((plan.model(spec.record()).finish()?, report))
+        let mut record = spec.record();
+        let (heads, pair_len) = is_guessed.unwrap_or_default();
+        record.heads = record.heads.filter(|_| !heads);
+        record.pair_len = record.pair_len.filter(|_| !pair_len);
+        Ok((plan.model(record).finish()?, report))
     }
 
     /// The spec of the output.

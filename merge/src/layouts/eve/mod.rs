@@ -46,6 +46,8 @@ pub struct Eve {
     /// The first part of the backbone's keys.
     prefix: &'static str,
     pair_len: Option<usize>,
+    /// Whether the file tells the heads, and they are no guess by the width.
+    tells_heads: bool,
 }
 
 impl Eve {
@@ -75,6 +77,11 @@ impl Eve {
     #[must_use]
     pub fn pair_len(&self) -> Option<usize> {
         self.pair_len
+    }
+
+    /// Whether the file tells how many heads there are, by its record or by a table; else they are those of the published width.
+    pub(crate) fn tells_heads(&self) -> bool {
+        self.tells_heads
     }
 
     /// Patches a side by the table of relative positions of a model with `text_positions` text positions.

@@ -20,6 +20,7 @@ struct Survey<'a> {
     networks: BTreeMap<usize, BTreeSet<Whose>>,
     experts: BTreeMap<usize, BTreeSet<u16>>,
     record: ModelRecord,
+    tells_heads: bool,
     evidence: Vec<String>,
 }
 
@@ -53,6 +54,7 @@ pub(super) fn read(checkpoint: &Checkpoint, example: &str) -> Result<Eve> {
         networks: survey.networks,
         prefix,
         pair_len,
+        tells_heads: survey.tells_heads,
     })
 }
 
@@ -65,6 +67,7 @@ impl<'a> Survey<'a> {
             networks: BTreeMap::new(),
             experts: BTreeMap::new(),
             record: ModelRecord::of(checkpoint)?,
+            tells_heads: true,
             evidence: Vec::new(),
         };
         for (key, info) in checkpoint.tensors() {
@@ -270,6 +273,7 @@ impl<'a> Survey<'a> {
                 .push(format!("{heads} heads by the table of relative positions"));
             return Some(heads);
         }
+        self.tells_heads = false;
         let (guess, said) = published_heads(width)?;
         self.evidence.push(said);
         Some(guess)
