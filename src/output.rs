@@ -45,6 +45,10 @@ pub struct Output {
     /// Results as JSON.
     pub json: bool,
     /// The number of threads from the flags.
+    #[cfg_attr(
+        not(feature = "models"),
+        allow(dead_code, reason = "studies pass it on")
+    )]
     pub threads: Option<usize>,
     quiet: bool,
     bar: Mutex<Option<ProgressBar>>,
@@ -79,21 +83,6 @@ impl Output {
             ));
         }
         Ok(output)
-    }
-
-    /// Says nothing but errors.
-    pub fn silent() -> Self {
-        Self {
-            json: false,
-            threads: None,
-            quiet: true,
-            bar: Mutex::new(None),
-        }
-    }
-
-    /// The number of threads.
-    pub fn n_threads(&self) -> usize {
-        rayon::current_num_threads()
     }
 
     /// Prints a line of results to stdout.
@@ -132,6 +121,25 @@ impl Output {
         for note in notes {
             self.note(format!("note: {}", printable(note)));
         }
+    }
+}
+
+/// What verbs with models ask for.
+#[cfg(feature = "models")]
+impl Output {
+    /// Says nothing but errors.
+    pub fn silent() -> Self {
+        Self {
+            json: false,
+            threads: None,
+            quiet: true,
+            bar: Mutex::new(None),
+        }
+    }
+
+    /// The number of threads.
+    pub fn n_threads(&self) -> usize {
+        rayon::current_num_threads()
     }
 }
 

@@ -1,9 +1,11 @@
 //! Settings of measuring, and the place of results: flags of every verb that measures.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use evaluate::metrics::retrieval::Ties;
+use merge::io::{Aliases, Contents, WriteOptions, check_target};
 
 /// Draws of numbers and the files for them; the same in every verb that measures.
 #[derive(Args, Clone, Debug)]
@@ -30,4 +32,21 @@ pub struct ResultArgs {
     /// Write predictions to this folder, in the task's official form
     #[arg(long, value_name = "DIR")]
     pub predictions: Option<PathBuf>,
+}
+
+/// The settings to write one file to `path`. Checks the path before the long work that makes the file.
+///
+/// # Errors
+/// If the file exists without `force`, its folder does not, or its ending names no kind of file.
+pub fn checked_file(path: &Path, force: bool) -> merge::Result<WriteOptions> {
+    let options = WriteOptions {
+        force,
+        ..WriteOptions::new(path)
+    };
+    let nothing = Contents {
+        tensors: &[],
+        aliases: &Aliases::new(),
+    };
+    check_target(nothing, &BTreeMap::new(), &options)?;
+    Ok(options)
 }

@@ -1,11 +1,10 @@
 //! Flags for writing a checkpoint.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use merge::execute::RunOptions;
-use merge::io::{Aliases, Contents, OutputContainer, WriteOptions, check_target};
+use merge::io::{OutputContainer, WriteOptions};
 use merge::provenance::HashKind;
 use merge::recipe::OutputDType;
 
@@ -75,23 +74,6 @@ impl WriteArgs {
             hash: (!self.no_hash).then(|| self.hash.into()),
         }
     }
-}
-
-/// The settings to write one file to `path`. Checks the path before the long work that makes the file.
-///
-/// # Errors
-/// If the file exists without `force`, its folder does not, or its ending names no kind of file.
-pub fn checked_file(path: &Path, force: bool) -> merge::Result<WriteOptions> {
-    let options = WriteOptions {
-        force,
-        ..WriteOptions::new(path)
-    };
-    let nothing = Contents {
-        tensors: &[],
-        aliases: &Aliases::new(),
-    };
-    check_target(nothing, &BTreeMap::new(), &options)?;
-    Ok(options)
 }
 
 /// Hash function.

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::args::data::DataArgs;
 use crate::args::model::ModelArgs;
 use crate::args::number::parse_positive;
-use crate::args::write::checked_file;
+use crate::args::results::checked_file;
 use crate::output::Output;
 use crate::target::Target;
 

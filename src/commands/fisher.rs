@@ -14,7 +14,7 @@ use train::fisher::{FisherJob, FisherSums, Labels};
 use train::recipe::{CheckedRecipe, TrainRecipe};
 
 use crate::args::number::parse_positive;
-use crate::args::write::checked_file;
+use crate::args::results::checked_file;
 use crate::output::{Output, UsageError};
 use crate::ranks;
 use crate::target::Target;

@@ -60,7 +60,7 @@ use read_at::{FileAt, ReadAt};
 
 use crate::layouts;
 use crate::remote::address;
-use crate::{Error, Result, SplitFault, TrainerFault};
+use crate::{Error, Result, SplitFault};
 
 /// Opens a checkpoint of any supported kind, told apart by its first bytes, not by its name. A
 /// folder stands for the model in it: its index json, or else its single model file. An address,
@@ -124,11 +124,11 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 /// The model of a folder that is not of this machine, whose files are called `names`, sorted.
 ///
 /// # Errors
-/// As [`folder::model_among`], and [`TrainerFault::Remote`] for a model in pieces.
+/// As [`folder::model_among`], and [`crate::TrainerFault::Remote`] for a model in pieces.
 #[cfg(feature = "remote")]
 pub(crate) fn model_far_away(folder: &Path, names: &[String]) -> Result<folder::Found> {
     match trainer::name_among(names) {
-        Some(kind) if !folder::has_usual(names) => Err(TrainerFault::Remote {
+        Some(kind) if !folder::has_usual(names) => Err(crate::TrainerFault::Remote {
             folder: folder.into(),
             kind,
         }

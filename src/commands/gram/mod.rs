@@ -19,7 +19,7 @@ use train::collective::Collective;
 
 use crate::args::data::DataArgs;
 use crate::args::model::ModelArgs;
-use crate::args::write::checked_file;
+use crate::args::results::checked_file;
 use crate::output::{Output, UsageError};
 use crate::ranks;
 use crate::target::Target;
