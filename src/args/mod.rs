@@ -7,6 +7,7 @@ pub mod experts;
 pub mod flm;
 pub mod gguf;
 pub mod global;
+#[cfg(feature = "models")]
 pub mod judging;
 pub mod merge;
 #[cfg(feature = "models")]
