@@ -9,6 +9,7 @@ mod groups;
 mod key_tree;
 #[cfg(feature = "models")]
 mod measuring;
+#[cfg(feature = "models")]
 mod names;
 mod output;
 mod plan_view;
