@@ -67,7 +67,7 @@ pub enum Command {
     Man(commands::man::Args),
     #[cfg(feature = "models")]
     #[command(flatten)]
-    OfModels(OfModels),
+    OfModels(Box<OfModels>),
 }
 
 /// The verbs that a build without models leaves out.
@@ -144,7 +144,7 @@ impl Command {
             Self::Completions(args) => commands::completions::run(&args, output),
             Self::Man(args) => commands::man::run(&args, output),
             #[cfg(feature = "models")]
-            Self::OfModels(verb) => verb.run(output),
+            Self::OfModels(verb) => (*verb).run(output),
         }
     }
 }

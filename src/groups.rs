@@ -75,7 +75,7 @@ fn list(command: &Command) -> String {
     let width = width.map(|verb| verb.len()).max().unwrap_or_default();
     let mut text = String::new();
     for (group, verbs) in GROUPS {
-        let found: Vec<&Command> = verbs.iter().filter_map(|verb| found(&verb)).collect();
+        let found: Vec<&Command> = verbs.iter().filter_map(found).collect();
         if found.is_empty() {
             continue;
         }

@@ -124,7 +124,7 @@ impl Output {
     }
 }
 
-/// What verbs with models ask for.
+/// The number of threads, for verbs with models.
 #[cfg(feature = "models")]
 impl Output {
     /// Says nothing but errors.
