@@ -124,7 +124,7 @@ impl Output {
     }
 }
 
-/// The number of threads, for verbs with models.
+/// For verbs with models.
 #[cfg(feature = "models")]
 impl Output {
     /// Says nothing but errors.
