@@ -27,12 +27,18 @@ const FLOOR: f64 = 1e-6;
 #[derive(Clone, Copy, PartialEq)]
 enum Tower {
     Image,
+    /// The image tower, of which the class token alone is read.
+    Class,
     Text,
+}
+
+impl Tower {
+    const ALL: [Self; 3] = [Self::Image, Self::Class, Self::Text];
 }
 
 fn checkpoint(tower: Tower) -> Arc<Checkpoint> {
     let file = match tower {
-        Tower::Image => "towers/vit.safetensors",
+        Tower::Image | Tower::Class => "towers/vit.safetensors",
         Tower::Text => "towers/bert.safetensors",
     };
     let opened = merge::io::open(&path(file), &OpenOptions::default());
@@ -41,7 +47,7 @@ fn checkpoint(tower: Tower) -> Arc<Checkpoint> {
 
 fn weights(tower: Tower, dtype: DType) -> Weights {
     let weights = match tower {
-        Tower::Image => Vit::weights(checkpoint(tower), &Device::Cpu, dtype),
+        Tower::Image | Tower::Class => Vit::weights(checkpoint(tower), &Device::Cpu, dtype),
         Tower::Text => Bert::weights(checkpoint(tower), &Device::Cpu, dtype),
     };
     weights.expect("names are known").trainable()
@@ -69,10 +75,14 @@ fn inputs() -> BTreeMap<String, Tensor> {
 fn loss(tower: Tower, weights: &Weights, pass: &Pass<'_>) -> Result<Tensor> {
     let inputs = inputs();
     let tokens = match tower {
-        Tower::Image => {
+        Tower::Image | Tower::Class => {
             let config = vit::Config::read(weights, "", Some(HEADS))?;
             let image = inputs["image"].to_dtype(weights.dtype())?;
-            Vit::load(weights, "", config)?.tokens(&image, pass)?
+            let model = Vit::load(weights, "", config)?;
+            match tower {
+                Tower::Class => model.class(&image, pass)?,
+                _ => model.tokens(&image, pass)?,
+            }
         }
         Tower::Text => {
             let config = bert::Config::read(weights, "", Some(HEADS))?;
@@ -84,7 +94,7 @@ fn loss(tower: Tower, weights: &Weights, pass: &Pass<'_>) -> Result<Tensor> {
     let places: Vec<f32> = (0..n).map(|at| (at as f32 * 0.7).sin()).collect();
     let places = Tensor::from_vec(places, tokens.shape(), &Device::Cpu)?;
     let places = match tower {
-        Tower::Image => places,
+        Tower::Image | Tower::Class => places,
         Tower::Text => {
             let kept = inputs["text_masks"].to_dtype(DType::F32)?;
             places.broadcast_mul(&kept.unsqueeze(2)?)?
@@ -150,7 +160,7 @@ fn towers_learn_on_slices_and_by_segments_what_they_learn_by_one_graph() {
             Tape::checkpointing().of_graphs()
         }),
     ];
-    for tower in [Tower::Image, Tower::Text] {
+    for tower in Tower::ALL {
         for is_random in [false, true] {
             let (expected_loss, expected) = gradients(tower, None, is_random);
             let floor = FLOOR * largest(&expected);
@@ -176,7 +186,7 @@ fn towers_learn_on_slices_and_by_segments_what_they_learn_by_one_graph() {
 
 #[test]
 fn gradients_on_slices_are_those_of_central_differences() {
-    for tower in [Tower::Image, Tower::Text] {
+    for tower in Tower::ALL {
         let (_, found) = gradients(tower, Some(Tape::new()), true);
         let floor = 1e-4 * largest(&found);
         let exact = weights(tower, DType::F64);

@@ -1,13 +1,13 @@
 //! Facts about the files of data, by which a result is known to be of the same data.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use merge::io::FileBytes;
 use merge::platform;
-use merge::provenance::hexadecimal;
+use merge::progress::Silent;
+use merge::provenance::{HashKind, hash_file, hexadecimal};
 use merge::remote::address::is_address;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -24,6 +24,9 @@ const END_BYTES: u64 = 1 << 20;
 /// Pieces between them, and the bytes of each.
 const N_PIECES: u64 = 256;
 const PIECE_BYTES: u64 = 4096;
+
+/// The bytes of a hash that are kept: enough to tell any files apart.
+const N_HASH_BYTES: usize = 16;
 
 /// A file, or a folder of pictures, with what tells it from another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -81,7 +84,7 @@ impl FileFacts {
         Ok(Self {
             name: name.to_owned(),
             n_bytes,
-            hash: Some(hexadecimal(&hash.finalize()[..16])),
+            hash: Some(hexadecimal(&hash.finalize()[..N_HASH_BYTES])),
             changed: (!is_whole).then(|| nanoseconds(&metadata).to_string()),
         })
     }
@@ -117,8 +120,8 @@ impl FileFacts {
         Ok(Self {
             name: name.to_owned(),
             n_bytes,
-            hash: Some(hexadecimal(&hash.finalize()[..16])),
-            changed: Some(hexadecimal(&times.finalize()[..16])),
+            hash: Some(hexadecimal(&hash.finalize()[..N_HASH_BYTES])),
+            changed: Some(hexadecimal(&times.finalize()[..N_HASH_BYTES])),
         })
     }
 
@@ -177,16 +180,9 @@ fn nanoseconds(metadata: &std::fs::Metadata) -> u128 {
 /// # Errors
 /// When it cannot be read.
 pub fn hash_of_all(path: &Path) -> Result<String> {
-    let failed = |source| Error::io("read", path, source);
-    let mut file = File::open(path).map_err(failed)?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; END_BYTES as usize]);
-    loop {
-        match file.read(&mut buffer).map_err(failed)? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hexadecimal(&hash.finalize()[..16]))
+    let mut hash = hash_file(path, HashKind::Sha256, &Silent)?;
+    hash.truncate(2 * N_HASH_BYTES);
+    Ok(hash)
 }
 
 #[cfg(test)]

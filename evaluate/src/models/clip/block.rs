@@ -4,10 +4,9 @@ use candle_core::{D, Result, Tensor};
 
 use super::config::Tower;
 use crate::Weights;
-use crate::models::towers::first_tokens;
 use crate::nn::{
-    Bias, LayerNorm, Linear, Mask, Mlp, Network, Packed, Pass, PreNormBlock, Projections, Residual,
-    attend_packed, attention_shares, is_on_host, side_by_side, unpack,
+    Bias, LayerNorm, Linear, Mask, Mlp, Network, Packed, Pass, Picked, PreNormBlock, Projections,
+    Residual, attend_packed, attention_shares, is_on_host, side_by_side, unpack,
 };
 
 /// A block.
@@ -51,11 +50,6 @@ impl Block {
         })
     }
 
-    /// Whether a weight of it is learned.
-    pub fn is_trained(&self) -> bool {
-        self.out.weight().track_op()
-    }
-
     /// `(b, n, d) -> (b, n, d)`. `seen` is what tokens see, `real` which of them are no padding, for those who look on.
     ///
     /// # Errors
@@ -68,7 +62,7 @@ impl Block {
         pass: &Pass<'_>,
     ) -> Result<Tensor> {
         let x = match pass.tape() {
-            None => self.compute(x, usize::MAX, seen, real, pass)?,
+            None => self.compute(x, None, seen, real, pass)?,
             Some(tape) => {
                 let on_slices = self.on_slices(x.dim(1)?, seen);
                 match on_slices.is_fusible(tape, x) {
@@ -77,7 +71,7 @@ impl Block {
                         let (block, seen) = (self.clone(), seen.cloned());
                         tape.segment(vec![x.clone()], move |inputs| {
                             let seen = seen.as_ref();
-                            block.compute(&inputs[0], usize::MAX, seen, None, &Pass::new())
+                            block.compute(&inputs[0], None, seen, None, &Pass::new())
                         })?
                     }
                 }
@@ -108,22 +102,42 @@ impl Block {
             network_scale: None,
             pairs: None,
             mask: seen.cloned(),
+            picked: None,
         }
     }
 
-    /// The block for the first token alone, where nothing is learned: `(b, n, d) -> (b, 1, d)`.
+    /// The block for one token of each sequence: `(b, n, d) -> (b, 1, d)`. Nobody looks on.
     ///
     /// # Errors
     /// As [`Block::forward`].
-    pub fn forward_first(&self, x: &Tensor) -> Result<Tensor> {
-        self.compute(x, 1, None, None, &Pass::new())
+    pub fn forward_picked(
+        &self,
+        x: &Tensor,
+        picked: &Picked,
+        seen: Option<&Mask>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let Some(tape) = pass.tape() else {
+            return self.compute(x, Some(picked), seen, None, &Pass::new());
+        };
+        let on_slices = self.on_slices(x.dim(1)?, seen).picking(picked.clone());
+        match on_slices {
+            Some(block) if block.is_fusible(tape, x) => block.record(tape, x),
+            _ => {
+                let (block, seen, picked) = (self.clone(), seen.cloned(), picked.clone());
+                tape.segment(vec![x.clone()], move |inputs| {
+                    let (seen, picked) = (seen.as_ref(), Some(&picked));
+                    block.compute(&inputs[0], picked, seen, None, &Pass::new())
+                })
+            }
+        }
     }
 
-    /// The block for the first `queries` tokens: `(b, n, d) -> (b, queries, d)`.
+    /// The block for all tokens or for the picked ones: `(b, n, d) -> (b, n, d)` or `(b, 1, d)`.
     fn compute(
         &self,
         x: &Tensor,
-        queries: usize,
+        picked: Option<&Picked>,
         seen: Option<&Mask>,
         real: Option<&Mask>,
         pass: &Pass<'_>,
@@ -139,10 +153,13 @@ impl Block {
             let [q, k, _] = unpack(&qkv)?;
             attention_shares(&q, &k, bias, self.n_heads)
         })?;
-        let mixed = attend_packed(&qkv, self.n_heads, queries, bias)?; // (b, queries, d)
+        let mixed = attend_packed(&qkv, self.n_heads, usize::MAX, bias)?; // (b, n, d)
         pass.show(|| self.names[1].clone(), &mixed, real)?;
-        let first = first_tokens(x, queries)?;
-        let x = self.out.forward_add(&mixed, Residual::plain(&first))?;
+        let [mixed, x] = match picked {
+            None => [mixed, x.clone()],
+            Some(picked) => picked.of([&mixed, x])?, // (b, 1, d)
+        };
+        let x = self.out.forward_add(&mixed, Residual::plain(&x))?;
         let normed = self.norm2.forward(&x)?;
         self.mlp.forward(&normed, Residual::plain(&x), real, pass)
     }

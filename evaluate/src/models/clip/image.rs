@@ -6,7 +6,7 @@ use candle_core::{Result as DeviceResult, Tensor};
 use super::block::Block;
 use super::config::Config;
 use crate::models::towers::first;
-use crate::nn::{Bias, LayerNorm, Linear, Mlp, Pass, PatchEmbed, Residual, attend_to};
+use crate::nn::{Bias, LayerNorm, Linear, Mlp, Pass, PatchEmbed, Picked, Residual, attend_to};
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
@@ -144,16 +144,15 @@ impl ImageTower {
         Ok(pooled)
     }
 
-    /// Tokens after the last block. Without a tap and without gradients, that computes the first one alone.
+    /// Tokens after the last block. Without a tap, that computes the first one alone.
     fn last(&self, x: Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let Some((last, others)) = self.blocks.split_last() else {
             return Ok(x);
         };
         let x = self.run(x, others, pass)?;
-        let is_trained = x.track_op() || last.is_trained();
-        match pass.is_tapped() || is_trained || pass.tape().is_some() {
+        match pass.is_tapped() {
             true => self.run(x, std::slice::from_ref(last), pass),
-            false => Ok(last.forward_first(&x)?),
+            false => Ok(last.forward_picked(&x, &Picked::first(x.dim(0)?), None, pass)?),
         }
     }
 }

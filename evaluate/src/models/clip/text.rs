@@ -8,7 +8,8 @@ use super::block::Block;
 use super::config::Config;
 use crate::batch::Texts;
 use crate::crossing;
-use crate::nn::{Embedding, LayerNorm, Linear, Mask, Pass};
+use crate::models::towers::first;
+use crate::nn::{Embedding, LayerNorm, Linear, Mask, Pass, Picked};
 use crate::{Error, ModelFault, Result, Weights};
 
 /// The first part of its keys.
@@ -98,11 +99,8 @@ impl TextTower {
         }
     }
 
-    /// All tokens after the last norm: `(b, t, d)`.
-    ///
-    /// # Errors
-    /// [`ModelFault::TextPositions`], or when the device fails.
-    pub fn tokens(&self, texts: &Texts, hides_padding: bool, pass: &Pass<'_>) -> Result<Tensor> {
+    /// Tokens before the first block: `(b, t, d)`.
+    fn embed(&self, texts: &Texts, pass: &Pass<'_>) -> Result<Tensor> {
         let (_, len) = texts.ids.dims2()?;
         let room = self.positions.dim(0)?;
         if len > room {
@@ -111,8 +109,17 @@ impl TextTower {
         }
         let positions = self.positions.narrow(0, 0, len)?;
         let tokens = self.tokens.forward_on(&texts.ids, pass)?;
-        let mut x = tokens.broadcast_add(&positions)?; // (b, t, d)
+        let x = tokens.broadcast_add(&positions)?; // (b, t, d)
         pass.show_output(format_args!("embed"), || Ok(x.clone()))?;
+        Ok(x)
+    }
+
+    /// All tokens after the last norm: `(b, t, d)`.
+    ///
+    /// # Errors
+    /// [`ModelFault::TextPositions`], or when the device fails.
+    pub fn tokens(&self, texts: &Texts, hides_padding: bool, pass: &Pass<'_>) -> Result<Tensor> {
+        let mut x = self.embed(texts, pass)?;
         let seen = self.seen(texts, hides_padding)?;
         // Where padding takes part, its rows are inputs like others.
         let real = (self.is_causal || hides_padding).then_some(&texts.mask);
@@ -124,17 +131,25 @@ impl TextTower {
         Ok(x)
     }
 
-    /// The row that stands for each text, before it is projected: `(b, d)`.
+    /// The row that stands for each text, before it is projected: `(b, d)`. Without a tap the last block computes that
+    /// row alone.
     ///
     /// # Errors
     /// As [`TextTower::tokens`].
     pub fn pooled(&self, texts: &Texts, hides_padding: bool, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.tokens(texts, hides_padding, pass)?;
-        let (b, len, d) = x.dims3()?;
         let ids: Vec<u32> = crossing::to_memory(&texts.ids)?;
-        let rows = pooled_rows(&ids, len, self.pooled).into_iter().enumerate();
-        let rows: Vec<u32> = rows.map(|(text, row)| (text * len + row) as u32).collect();
-        let rows = crossing::to_device(rows, b, x.device())?;
-        Ok(x.reshape((b * len, d))?.index_select(&rows, 0)?)
+        let picked = Picked::new(pooled_rows(&ids, texts.ids.dim(1)?, self.pooled));
+        let Some((last, others)) = self.blocks.split_last().filter(|_| !pass.is_tapped()) else {
+            let x = self.tokens(texts, hides_padding, pass)?;
+            let [x] = picked.of([&x])?;
+            return Ok(first(&x)?);
+        };
+        let mut x = self.embed(texts, pass)?;
+        let seen = self.seen(texts, hides_padding)?;
+        for block in others {
+            x = block.forward(&x, seen.as_ref(), None, pass)?;
+        }
+        let x = last.forward_picked(&x, &picked, seen.as_ref(), pass)?; // (b, 1, d)
+        Ok(first(&self.norm.forward(&x)?)?)
     }
 }

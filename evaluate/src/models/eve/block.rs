@@ -304,6 +304,7 @@ impl Block {
             network_scale: self.gamma_2.factors().cloned(),
             pairs: of.attended.pairs.cloned(),
             mask: of.attended.mask.cloned(),
+            picked: None,
         }
     }
 

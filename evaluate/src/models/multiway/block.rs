@@ -7,7 +7,7 @@ use super::fused::on_slices;
 use super::taped::record;
 use super::{Config, Experts};
 use crate::Weights;
-use crate::nn::{Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Residual};
+use crate::nn::{Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Picked, Residual};
 
 /// LayerNorm of blocks adds this to the variance.
 const EPSILON: f64 = 1e-6;
@@ -195,7 +195,27 @@ impl Block {
     ///
     /// # Errors
     /// As [`Block::forward`].
-    pub fn forward_first(&self, x: &Tensor, expert: Expert, attended: Bias<'_>) -> Result<Tensor> {
+    pub fn forward_first(
+        &self,
+        x: &Tensor,
+        segment: Segment,
+        attended: Bias<'_>,
+        pass: &Pass<'_>,
+    ) -> Result<Tensor> {
+        let Segment { expert, .. } = segment;
+        if let Some(tape) = pass.tape() {
+            let (segments, picked) = ([segment], Picked::first(x.dim(0)?));
+            let kept = self.kept(x, &segments, pass)?;
+            let block = on_slices(self, &segments, attended, &kept)?;
+            return match block.and_then(|block| block.picking(picked.clone())) {
+                Some(block) if block.is_fusible(tape, x) => block.record(tape, x),
+                _ => {
+                    let x = record(tape, self, x, &segments, attended, kept)?;
+                    let [x] = picked.of([&x])?;
+                    Ok(x)
+                }
+            };
+        }
         let normed = self.norm1.of(expert)?.forward(x)?;
         let first = x.narrow(1, 0, 1)?.contiguous()?; // (b, 1, d)
         let attn = self.attn.of(expert)?;

@@ -36,5 +36,6 @@ pub(super) fn on_slices(
         network_scale: block.gamma_2().cloned(),
         pairs: attended.pairs.cloned(),
         mask: attended.mask.cloned(),
+        picked: None,
     }))
 }

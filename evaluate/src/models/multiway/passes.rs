@@ -204,25 +204,35 @@ impl Multiway {
         Ok(self.heads.contrastive()?.image(&class)?)
     }
 
-    /// The first token after the last norm, `(b, d)`. Where nobody looks on and no gradient is
-    /// asked for, the last block computes that token alone.
+    /// The first token after the last norm, `(b, d)`. Where nobody looks on, the last block computes that token alone;
+    /// not in a graph of everything.
     fn class(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<Tensor> {
+        self.last(of, 0, pass)
+    }
+
+    /// [`Multiway::class`] of states before block `from`.
+    fn last(&self, of: Alone<'_>, from: usize, pass: &Pass<'_>) -> Result<Tensor> {
         let n = self.config.n_blocks;
-        if pass.is_tapped() || of.x.track_op() || pass.tape().is_some() {
-            return self.normed(&first(&self.run(of, 0..n, pass)?.x)?);
+        let is_graph = of.x.track_op() && pass.tape().is_none();
+        if pass.is_tapped() || is_graph || from >= n {
+            return self.normed(&first(&self.run(of, from..n, pass)?.x)?);
         }
         let Alone {
             x,
             expert,
             pairs,
             mask,
-        } = self.run(of, 0..n - 1, pass)?;
+        } = self.run(of, from..n - 1, pass)?;
         let bias = pairs.map(|pairs| pairs.bias(n - 1, pass)).transpose()?;
         let attended = Bias {
             pairs: bias.as_ref(),
             mask,
         };
-        let x = self.blocks[n - 1].forward_first(&x, expert, attended)?; // (b, 1, d)
+        let segment = Segment {
+            len: x.dim(1)?,
+            expert,
+        };
+        let x = self.blocks[n - 1].forward_first(&x, segment, attended, pass)?; // (b, 1, d)
         self.normed(&first(&x)?)
     }
 
@@ -287,8 +297,10 @@ impl Multiway {
         let trunk = self.run(of, 0..start, pass)?;
         let mut fused = trunk.clone();
         fused.expert = Expert::VisionLanguage;
-        let of_last = |of: Alone<'_>| self.normed(&first(&self.run(of, start..n, pass)?.x)?);
-        Ok([of_last(trunk)?, of_last(fused)?])
+        Ok([
+            self.last(trunk, start, pass)?,
+            self.last(fused, start, pass)?,
+        ])
     }
 
     fn fused_class(&self, of: Alone<'_>, pass: &Pass<'_>) -> Result<Tensor> {
@@ -296,7 +308,7 @@ impl Multiway {
         let start = self.config.fusion_start.min(n);
         let mut of = self.run(of, 0..start, pass)?;
         of.expert = Expert::VisionLanguage;
-        self.normed(&first(&self.run(of, start..n, pass)?.x)?)
+        self.last(of, start, pass)
     }
 
     /// Text and image together: `ids: (b, t)`, `image: (b, 3, s, s)`; `index` is 1 for the second

@@ -265,7 +265,7 @@ impl OnSlices for Fused {
     fn backward(
         &self,
         x: &Tensor,
-        g: &mut [f32],
+        g: &mut Vec<f32>,
         inside: Inside,
         gradients: &mut Gradients,
         buffers: &Buffers,

@@ -16,7 +16,8 @@ use super::vit_form::Form;
 use super::{Shapes, first, first_tokens, sizes};
 use crate::nn::{
     Activation, Bias, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias, Pass,
-    PatchEmbed, PreNormBlock, Projections, Residual, attend_packed, attention_shares, unpack,
+    PatchEmbed, Picked, PreNormBlock, Projections, Residual, attend_packed, attention_shares,
+    unpack,
 };
 use crate::weights::Init;
 use crate::{Error, ModelFault, Result, Weights};
@@ -305,15 +306,34 @@ impl Block {
             return self.compute(x, usize::MAX, &kept, pass);
         };
         let on_slices = self.on_slices(x.dim(1)?, &kept);
-        // Branches on slices add a bias always.
-        let has_bias = self.attn.qkv.bias().elem_count() > 0;
-        if has_bias && on_slices.is_fusible(tape, x) {
+        if self.has_bias() && on_slices.is_fusible(tape, x) {
             return on_slices.record(tape, x);
         }
         let block = self.clone();
         tape.segment(vec![x.clone()], move |inputs| {
             block.compute(&inputs[0], usize::MAX, &kept, &Pass::new())
         })
+    }
+
+    /// Branches on slices add a bias always.
+    fn has_bias(&self) -> bool {
+        self.attn.qkv.bias().elem_count() > 0
+    }
+
+    /// The block for the first token alone, or for all in a pass that goes back through a graph: `(b, n, d)` to
+    /// `(b, 1, d)` or `(b, n, d)`.
+    fn forward_first(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+        let Some(tape) = pass.tape() else {
+            let is_trained = x.track_op() || self.attn.qkv.weight().track_op();
+            let queries = if is_trained { usize::MAX } else { 1 };
+            return self.compute(x, queries, &self.kept(x, pass)?, pass);
+        };
+        let (b, n, _) = x.dims3()?;
+        let on_slices = self.on_slices(n, &self.kept(x, pass)?);
+        match on_slices.picking(Picked::first(b)) {
+            Some(block) if self.has_bias() && block.is_fusible(tape, x) => block.record(tape, x),
+            _ => self.forward(x, pass),
+        }
     }
 
     /// The block on slices, for `n` tokens.
@@ -340,6 +360,7 @@ impl Block {
             network_scale: self.ls2.factors().cloned(),
             pairs: None,
             mask: None,
+            picked: None,
         }
     }
 
@@ -510,8 +531,8 @@ impl Vit {
         self.normed(&x, pass)
     }
 
-    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Without a tap and without
-    /// gradients, the last block computes that token alone.
+    /// The class token after the last norm: `(b, 3, s, s) -> (b, d)`. Without a tap the last block computes that token
+    /// alone, where it can.
     ///
     /// # Errors
     /// As [`Vit::tokens`].
@@ -521,10 +542,9 @@ impl Vit {
             return Ok(first(&self.normed(&x, pass)?)?);
         };
         let x = self.run(x, others, pass)?;
-        let is_trained = x.track_op() || last.attn.qkv.weight().track_op();
-        let x = match pass.is_tapped() || is_trained || pass.tape().is_some() {
+        let x = match pass.is_tapped() {
             true => self.run(x, std::slice::from_ref(last), pass)?,
-            false => last.compute(&x, 1, &last.kept(&x, pass)?, pass)?, // (b, 1, d)
+            false => last.forward_first(&x, pass)?,
         };
         Ok(first(&self.normed(&x, pass)?)?)
     }

@@ -9,7 +9,7 @@ use crate::nn::cpu::attention::{self, Added, Asked};
 use crate::nn::cpu::host::Host;
 use crate::nn::cpu::sequences::Sizes;
 use crate::nn::cpu::slices::{self, Keep, Then};
-use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear};
+use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Linear, Picked};
 
 /// The weights of a self-attention.
 #[derive(Clone, Debug)]
@@ -143,6 +143,8 @@ pub(crate) struct AttentionBranch<'a> {
     pub batch: usize,
     /// Tokens of a sequence.
     pub tokens: usize,
+    /// The only token of each sequence that is computed after attention, if not all are.
+    pub picked: Option<&'a Picked>,
 }
 
 /// The values that the backward pass needs.
@@ -211,7 +213,7 @@ impl<'a> AttentionBranch<'a> {
         Ok(normed)
     }
 
-    /// `x: (b, n, d)` to `out: (b, n, d)`.
+    /// `x: (b, n, d)` to `out: (b, n, d)`, or `(b, d)` of the picked tokens.
     pub fn forward(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<KeptAttention> {
         let width = self.attention.qkv.width()?;
         let mut qkv = buffers.take(3 * x.len());
@@ -220,24 +222,33 @@ impl<'a> AttentionBranch<'a> {
             self.attention.qkv.forward(&mut qkv, &normed, width)?;
         }
         let mixed = self.mixed(&qkv, width, buffers)?;
-        self.outlet().forward(out, &mixed, x)?;
+        match self.picked {
+            None => self.outlet().forward(out, &mixed, x)?,
+            Some(picked) => {
+                let residual = picked.gather(x, width, buffers);
+                self.outlet().forward(out, &mixed, &residual)?;
+            }
+        }
         Ok(KeptAttention { qkv })
     }
 
-    /// The mixed values before the projection, `(b, n, d)`, from `qkv: (b, n, 3 d)`.
+    /// The mixed values before the projection, `(b, n, d)`, or `(b, d)` of the picked tokens, from `qkv: (b, n, 3 d)`.
     fn mixed(&self, qkv: &[f32], width: usize, buffers: &Buffers) -> Result<Buffer> {
         let mut mixed = buffers.take(qkv.len() / 3);
         let (added, sizes) = (HostAdded::of(self.attended)?, self.sizes(width));
         let asked = Asked::packed(qkv, sizes);
         attention::forward_into(&mut mixed, asked, added.added(), sizes);
-        Ok(mixed)
+        Ok(match self.picked {
+            None => mixed,
+            Some(picked) => picked.gather(&mixed, width, buffers),
+        })
     }
 
-    /// Turns `g: (b, n, d)`, the gradient by the output, into the one by `x`; gives the one by the
+    /// Turns `g`, the gradient by the output, into the one by `x: (b, n, d)`; gives the one by the
     /// position bias, empty unless `wants_bias`.
     pub fn backward(
         &self,
-        g: &mut [f32],
+        g: &mut Vec<f32>,
         x: &[f32],
         kept: KeptAttention,
         wants_bias: bool,
@@ -252,7 +263,15 @@ impl<'a> AttentionBranch<'a> {
         }
         let mut by_qkv = buffers.take(kept.qkv.len()); // (b, n, 3 d)
         let by_bias = {
-            let by_mixed = outlet.input_gradient(g, buffers)?; // (b, n, d)
+            let by_mixed = outlet.input_gradient(g, buffers)?;
+            let by_mixed = match self.picked {
+                None => by_mixed,
+                Some(picked) => {
+                    let mut by_all = buffers.take(x.len()); // (b, n, d)
+                    picked.scatter(&by_mixed, &mut by_all, width);
+                    by_all
+                }
+            };
             let (added, sizes) = (HostAdded::of(self.attended)?, self.sizes(width));
             let added = added.added();
             attention::gradients_into(&mut by_qkv, &by_mixed, &kept.qkv, added, sizes, wants_bias)
@@ -263,6 +282,10 @@ impl<'a> AttentionBranch<'a> {
             let qkv = &self.attention.qkv;
             qkv.backward(&by_qkv, &normed, width, gradients, buffers)?
         };
+        if let Some(picked) = self.picked {
+            let rows = std::mem::replace(g, vec![0.0; x.len()]);
+            picked.scatter(&rows, g, width);
+        }
         for (norm, stretch) in self.stretches(width) {
             let (g, by_normed) = (&mut g[stretch.clone()], &by_normed[stretch.clone()]);
             norm_backward(g, by_normed, &x[stretch], norm, gradients)?;

@@ -1,13 +1,13 @@
 //! A block whose branches have their norms before them, both branches on slices.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Shape, Tensor};
 
 use super::{
     AttentionBranch, FfnBranch, KeptAttention, OnSlices, Packed, fits_slices, record_on_slices,
 };
 use crate::nn::cpu::host::{Host, host_values};
 use crate::nn::cpu::slices::Keep;
-use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Tape};
+use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Picked, Tape};
 
 /// A block, and the settings of its pass.
 pub(crate) struct PreNormBlock {
@@ -25,6 +25,8 @@ pub(crate) struct PreNormBlock {
     /// A number for each pair of tokens.
     pub pairs: Option<Tensor>,
     pub mask: Option<Mask>,
+    /// The only token of each sequence that is computed after attention, if not all are.
+    pub picked: Option<Picked>,
 }
 
 /// A feed-forward network with its norm, and the tokens of a sequence that it serves.
@@ -39,7 +41,7 @@ pub(crate) struct Network {
 /// The values that would cost a product to compute again.
 pub(crate) struct Inside {
     attention: KeptAttention,
-    /// Between the two branches, `(b, n, d)`.
+    /// Between the two branches, `(b, n, d)`, or `(b, d)` of the picked tokens.
     middle: Buffer,
     /// Of each network.
     networks: Vec<Buffer>,
@@ -59,8 +61,23 @@ impl PreNormBlock {
         fits_slices(tape, x, weights)
     }
 
+    /// The block for one token of each sequence, which one network serves: `(b, n, d) -> (b, 1, d)`. `None` where
+    /// several networks share a sequence.
+    pub fn picking(mut self, picked: Picked) -> Option<Self> {
+        let [network] = &mut self.networks[..] else {
+            return None;
+        };
+        network.len = 1;
+        self.picked = Some(picked);
+        Some(self)
+    }
+
     /// Runs it and notes it on the tape.
     pub fn record(mut self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
+        if let Some(picked) = &self.picked {
+            let (batch, tokens, _) = x.dims3()?;
+            picked.check(batch, tokens)?;
+        }
         let pairs = self.pairs.take();
         self.pairs = pairs.as_ref().map(Tensor::contiguous).transpose()?;
         record_on_slices(tape, self, x, pairs.as_ref())
@@ -74,7 +91,7 @@ impl PreNormBlock {
             scale: self.scale.as_ref(),
             keep: keep.map(|factors| Keep {
                 factors,
-                rows: tokens,
+                rows: self.picked.as_ref().map_or(tokens, |_| 1),
             }),
             attended: Bias {
                 pairs: self.pairs.as_ref(),
@@ -82,6 +99,7 @@ impl PreNormBlock {
             },
             batch,
             tokens,
+            picked: self.picked.as_ref(),
         })
     }
 
@@ -118,6 +136,13 @@ impl PreNormBlock {
 impl OnSlices for PreNormBlock {
     type Inside = Inside;
 
+    fn shape(&self, x: &Tensor) -> Shape {
+        match (&self.picked, x.dims()) {
+            (Some(_), &[batch, _, width]) => (batch, 1, width).into(),
+            _ => x.shape().clone(),
+        }
+    }
+
     fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Inside> {
         let keep = self.keep.as_ref().map(host_values).transpose()?;
         let branch = self.attention(x, keep.as_deref())?;
@@ -153,7 +178,7 @@ impl OnSlices for PreNormBlock {
     fn backward(
         &self,
         x: &Tensor,
-        g: &mut [f32],
+        g: &mut Vec<f32>,
         inside: Inside,
         gradients: &mut Gradients,
         buffers: &Buffers,

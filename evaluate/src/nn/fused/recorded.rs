@@ -1,6 +1,6 @@
 //! A block that runs on slices, on a tape.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Shape, Tensor};
 
 use crate::nn::cpu::host::host_values;
 use crate::nn::cpu::pool::in_pool;
@@ -11,13 +11,18 @@ pub(crate) trait OnSlices: Send + Sync {
     /// The values that the backward pass needs, and those that would cost a product to compute again.
     type Inside: Send;
 
-    /// `x: (b, n, d)` to `out: (b, n, d)`.
+    /// The shape of the output for an input: the same, unless a block computes fewer tokens.
+    fn shape(&self, x: &Tensor) -> Shape {
+        x.shape().clone()
+    }
+
+    /// `x: (b, n, d)` to `out`, of [`OnSlices::shape`].
     ///
     /// # Errors
     /// When shapes do not fit.
     fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Self::Inside>;
 
-    /// Turns `g: (b, n, d)`, the gradient by the output, into the one by `x`, and adds those by the
+    /// Turns `g`, the gradient by the output, into the one by `x`, and adds those by the
     /// weights to `gradients`. Returns the gradients by the inputs beside `x`, in their order.
     ///
     /// # Errors
@@ -25,7 +30,7 @@ pub(crate) trait OnSlices: Send + Sync {
     fn backward(
         &self,
         x: &Tensor,
-        g: &mut [f32],
+        g: &mut Vec<f32>,
         inside: Self::Inside,
         gradients: &mut Gradients,
         buffers: &Buffers,
@@ -57,11 +62,12 @@ pub(crate) fn record_on_slices<B: OnSlices + 'static>(
         buffers: tape.buffers().clone(),
         inside: None,
     };
-    let mut out = vec![0.0; x.elem_count()];
+    let shape = run.block.shape(x);
+    let mut out = vec![0.0; shape.elem_count()];
     let inside = in_pool(|| run.block.forward(&run.x, &mut out, &run.buffers))?;
     run.inside = (!tape.keeps_inputs_alone()).then_some(inside);
     let inputs = std::iter::once(x).chain(beside).cloned().collect();
-    tape.record_values(inputs, out, x.shape(), Box::new(run))
+    tape.record_values(inputs, out, &shape, Box::new(run))
 }
 
 impl<B: OnSlices> Recorded for Run<B> {

@@ -172,7 +172,7 @@ impl OnSlices for RoutedExperts {
     fn backward(
         &self,
         x: &Tensor,
-        g: &mut [f32],
+        g: &mut Vec<f32>,
         inside: Vec<Buffer>,
         gradients: &mut Gradients,
         buffers: &Buffers,
