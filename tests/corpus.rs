@@ -12,7 +12,7 @@ use crate::program::Said;
 
 /// Address space of the program, in KiB as the shell wants it. Resident memory cannot be larger.
 /// The program's own code and its threads' reserves take about a third of it.
-const MAX_MEMORY_KIB: u32 = 320 * 1024;
+const MAX_MEMORY_KIB: u32 = 448 * 1024;
 const MAX_TIME: Duration = Duration::from_secs(1);
 
 fn inspect(file: &str) -> (Said, Duration) {

@@ -25,6 +25,7 @@ mod flm_files;
 mod flm_training;
 mod forward;
 mod forward_golden;
+mod gram_parts;
 mod grams_between_checkpoints;
 mod hardened;
 mod hostile_data;

@@ -15,7 +15,8 @@ use crate::io::{WriteOptions, Writer};
 use crate::provenance::{InputFile, Provenance};
 use crate::random::Draws;
 use crate::{
-    ActivationFault, Checkpoint, DType, Error, MergeFault, Progress, Result, TensorInfo, decode_f64,
+    ActivationFault, Checkpoint, DType, Error, Progress, Result, StatisticsFault, TensorInfo,
+    decode_f64,
 };
 
 /// Key of the record in a file's metadata.
@@ -280,22 +281,13 @@ impl ActivationStore {
     /// The rows of a layer, `(rows, width)`.
     ///
     /// # Errors
-    /// When the file cannot be read, [`Error::MissingKey`], or [`MergeFault::NonFiniteStatistics`].
+    /// When the file cannot be read, [`Error::MissingKey`], or [`StatisticsFault::NonFinite`].
     pub(crate) fn read(&self, key: &str) -> Result<Array2<f64>> {
         let info = self.checkpoint.require(key)?;
         let mut values = vec![0.0; info.n_elements()];
         let bytes = self.checkpoint.read_all(key)?;
         decode_f64(key, info.dtype, &bytes, &mut values)?;
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(MergeFault::NonFiniteStatistics {
-                path: self.checkpoint.path().into(),
-                what: "activations",
-                key: key.to_owned(),
-                index: info.index_of(at),
-                value: values[at],
-            }
-            .into());
-        }
+        StatisticsFault::check(&self.checkpoint, "activations", key, &values)?;
         // The shape was checked when the file was opened.
         let shape = (info.shape[0], info.shape[1]);
         Ok(Array2::from_shape_vec(shape, values).unwrap_or_default())

@@ -67,7 +67,8 @@ pub use error::{
 };
 pub use error::{MegatronFault, WriteFault, ZeroFault};
 pub use error::{
-    RemoteFault, Result, SafetensorsFault, SplitFault, TorchFault, TrainerFault, TransplantFault,
+    RemoteFault, Result, SafetensorsFault, SliceFault, SplitFault, StatisticsFault, TorchFault,
+    TrainerFault, TransplantFault,
 };
 pub use expert::Expert;
 pub use group::{BlockId, ParamKind, Role, Slot};

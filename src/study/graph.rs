@@ -443,10 +443,10 @@ impl Builder<'_> {
                     origin: Origin::Form,
                     weights: self.merged(task, point, of)?,
                 };
-                let [distances] = of.distances.as_slice() else {
-                    continue;
-                };
-                if !of.is_main && of_seeds.contains(point) {
+                if let [distances] = of.distances.as_slice()
+                    && !of.is_main
+                    && of_seeds.contains(point)
+                {
                     apart.push((distances.place.clone(), model.clone()));
                 }
                 by_form.push(model);

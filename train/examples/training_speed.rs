@@ -4,54 +4,21 @@
 //! `RAYON_NUM_THREADS=2 training_speed CHECKPOINT BATCH STEPS [checkpointing]`
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
+mod timed_step;
+
 use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use evaluate::models::{ModelInput, Overrides};
+use candle_core::{DType, Device};
+use evaluate::models::Overrides;
 use evaluate::nn::{Buffers, Gradients, Tape};
 use evaluate::ranks::ExpertShare;
-use train::batch::{Batch, Images, Texts};
 use train::collective::Alone;
 use train::objectives::{self, Shared, Step};
-use train::optim::{Flavor, OptimSettings, Warmup};
 use train::run::{Start, Updater, Wanted};
 
-/// The update of torch's optimizer with its own defaults for the moments, at a constant rate.
-fn settings() -> OptimSettings {
-    OptimSettings {
-        flavor: Flavor::Torch,
-        lr: 1e-5,
-        end_lr: 1e-5,
-        warmup: Warmup::Steps(0),
-        beta2: 0.999,
-        weight_decay: 0.0,
-        head_weight_decay: 0.0,
-        max_norm: None,
-        ..OptimSettings::default()
-    }
-}
-
-/// Inputs that depend on their place only, as the reference makes them.
-fn inputs(input: &ModelInput, n: usize) -> Result<Batch, Box<dyn Error>> {
-    let (t, side) = (input.text.len, input.image.side);
-    let n_tokens: Vec<usize> = (0..n).map(|text| 8 + text * 5 % (t - 7)).collect();
-    let id = |at: usize| match at % t < n_tokens[at / t] {
-        true => (at * 7919 % input.text.vocabulary) as u32,
-        false => 0,
-    };
-    let turn = std::f64::consts::TAU;
-    let pixels = (0..n * 3 * side * side).map(|at| (at as f64 * 0.05 % turn).sin() as f32);
-    let image = Tensor::from_vec(pixels.collect(), (n, 3, side, side), &Device::Cpu)?;
-    let words = Texts::new((0..n * t).map(id).collect(), &n_tokens, &Device::Cpu)?;
-    Ok(Batch {
-        n,
-        image: Some(Images::new(image)),
-        text: Some(words),
-        ..Batch::default()
-    })
-}
+use timed_step::{inputs, settings};
 
 /// Processor time of this process so far.
 fn cpu_seconds() -> Option<f64> {
@@ -79,7 +46,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         experts: ExpertShare::ALL,
     };
     let start = Start::load(checkpoint.into(), &wanted, &Device::Cpu, DType::F32)?;
-    let batch = inputs(start.model.input(), batch.parse()?)?;
+    let batch = inputs(
+        start.model.input(),
+        batch.parse()?,
+        &Device::Cpu,
+        DType::F32,
+    )?;
     let mut updater = Updater::new(
         &settings(),
         n_steps,

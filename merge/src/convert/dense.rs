@@ -40,7 +40,7 @@ impl DenseOfExperts {
     /// [`ConversionFault::NoSuchConversion`] for a checkpoint without mixtures, [`ConversionFault::OtherMixture`] for
     /// experts of a kind that has no dense spelling, [`ConversionFault::SharedExpert`] for a mixture with an expert
     /// that all tokens go to, [`ConversionFault::Config`] for a folder of an architecture without a dense form,
-    /// [`crate::MergeFault::ForeignGrams`] and [`crate::Error::GramParts`] as in [`FewerExperts::plan`](super::FewerExperts::plan),
+    /// [`crate::MergeFault::ForeignGrams`] and [`crate::StatisticsFault::GramParts`] as in [`FewerExperts::plan`](super::FewerExperts::plan),
     /// and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<MergePlan> {
         source.require_unique_names()?;

@@ -101,10 +101,7 @@ impl EveStart {
             }
             .into());
         }
-        // A guess by the width is no fact about the model, and must not stand in its record.
-        let is_guessed =
-            (found.as_ref()).map(|found| (!found.tells_heads(), found.pair_len().is_none()));
-        let (source, spec) = match found {
+        let (source, spec) = match &found {
             Some(found) => {
                 let spec = found.spec(&source)?;
                 (source, spec)
@@ -198,10 +195,10 @@ impl EveStart {
             missing,
             unexpected,
         };
-        let mut record = spec.record();
-        let (heads, pair_len) = is_guessed.unwrap_or_default();
-        record.heads = record.heads.filter(|_| !heads);
-        record.pair_len = record.pair_len.filter(|_| !pair_len);
+        let record = match &found {
+            Some(found) => found.told(spec.record()),
+            None => spec.record(),
+        };
         Ok((plan.model(record).finish()?, report))
     }
 

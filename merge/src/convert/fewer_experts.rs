@@ -93,7 +93,7 @@ impl FewerExperts {
     /// numbers that groups of experts do not allow, [`ConversionFault::ScoresUnknown`] for groups without the router's
     /// inputs, [`ConversionFault::Config`] for what the configuration of a folder cannot say,
     /// [`crate::MergeFault::ForeignGrams`] for a gram file over another model, as far as sizes tell before the plan runs,
-    /// [`crate::Error::GramParts`] for one of a part of its data, and as [`Routing::read`] and [`survey`].
+    /// [`crate::StatisticsFault::GramParts`] for one of a part of its data, and as [`Routing::read`] and [`survey`].
     pub fn plan(&self, source: Arc<Checkpoint>) -> Result<(MergePlan, Vec<ExpertsKept>)> {
         source.require_unique_names()?;
         self.grams.require_whole()?;

@@ -15,6 +15,8 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Merge(fault) => return fault.is_usage(),
+            Self::Slices(_) => return true,
+            Self::Statistics(fault) => return fault.is_usage(),
             Self::Activations(fault) => return fault.is_usage(),
             Self::Remote(fault) => return fault.is_usage(),
             Self::Several(faults) => return faults.iter().any(Self::is_usage),
@@ -81,6 +83,8 @@ impl Error {
                 Some("pass a smaller --k, or --method subword".into())
             }
             Self::Merge(fault) => fault.hint().map(str::to_owned),
+            Self::Slices(fault) => fault.hint().map(str::to_owned),
+            Self::Statistics(fault) => Some(fault.hint().to_owned()),
             Self::Activations(fault) => fault.hint().map(str::to_owned),
             Self::Masks(MaskFault::Foreign { .. }) => {
                 Some("`vlmerge merge RECIPE --out FILE --masks FILE` writes both, with provenance".into())
@@ -88,10 +92,6 @@ impl Error {
             Self::Masks(MaskFault::OtherBase { .. }) => {
                 Some("give the model that the recipe of the merge names as `base_model`".into())
             }
-            Self::GramParts { .. } => Some(
-                "`vlmerge gram --shard K/N` sums a missing part, and `vlmerge gram add FILES --out FILE` adds the parts up"
-                    .into(),
-            ),
             Self::Adapter(fault) => fault.hint().map(str::to_owned),
             Self::Export(fault) => fault.hint().map(str::to_owned),
             Self::Gguf(fault) => fault.hint().map(str::to_owned),

@@ -2,7 +2,7 @@
 
 use super::{
     ActivationFault, AdapterFault, AssemblyFault, ContainerFault, Error, ExportFault, GgufFault,
-    MergeFault, QuantizationFault, RemoteFault, TrainerFault,
+    MergeFault, QuantizationFault, RemoteFault, SliceFault, StatisticsFault, TrainerFault,
 };
 
 macro_rules! boxed {
@@ -25,5 +25,7 @@ boxed! {
     MergeFault => Merge,
     QuantizationFault => Quantization,
     RemoteFault => Remote,
+    SliceFault => Slices,
+    StatisticsFault => Statistics,
     TrainerFault => Trainer,
 }

@@ -282,75 +282,6 @@ pub enum MergeFault {
         /// NaN or an infinity.
         value: f64,
     },
-    /// An element of Fisher information below 0. It is a mean of squares.
-    #[error(
-        "{}: the Fisher information of {member} for `{slot}` is {value} at {index:?}, and a mean of squares is never below 0",
-        path.display()
-    )]
-    NegativeInformation {
-        /// The Fisher file.
-        path: PathBuf,
-        /// The model or expert.
-        member: String,
-        /// The merged key.
-        slot: String,
-        /// The element, one number per axis.
-        index: Vec<usize>,
-        /// Its value.
-        value: f64,
-    },
-    /// An element whose shares are all 0, or cancel.
-    #[error(
-        "cannot merge `{slot}`: the shares of all models add up to 0 at {index:?}: Fisher information {information:?} plus \
-         `floor` {floor}, times `weight` {weights:?}{place}"
-    )]
-    NoInformation {
-        /// The merged key.
-        slot: String,
-        /// The element, one number per axis.
-        index: Vec<usize>,
-        /// The information of each model.
-        information: Vec<f64>,
-        /// The number added to it.
-        floor: f64,
-        /// The weights of the models.
-        weights: Vec<f64>,
-        /// The place of `floor`.
-        place: Place,
-    },
-    /// An element of a gram matrix or of activations that is no number.
-    #[error("{}: `{key}`, {what}, is {value} at {index:?}", path.display())]
-    NonFiniteStatistics {
-        /// The file.
-        path: PathBuf,
-        /// The contents.
-        what: &'static str,
-        /// The tensor.
-        key: String,
-        /// The element, one number per axis of the tensor in the file.
-        index: Vec<usize>,
-        /// NaN or an infinity.
-        value: f64,
-    },
-    /// A gram matrix whose triangles differ by more than rounding.
-    #[error(
-        "{}: the gram matrix `{key}` is not symmetric: it is {upper} at [{row}, {column}] and {lower} at [{column}, {row}]",
-        path.display()
-    )]
-    AsymmetricGram {
-        /// The gram file.
-        path: PathBuf,
-        /// The matrix.
-        key: String,
-        /// The row, which is above the diagonal.
-        row: usize,
-        /// The column.
-        column: usize,
-        /// The element there.
-        upper: f64,
-        /// The element across the diagonal.
-        lower: f64,
-    },
     /// Two tensors got one name by a `rename`.
     #[error("{}: `{first}` and `{second}` would both be called `{name}`{place}", path.display())]
     RenamedAlike {
@@ -363,82 +294,6 @@ pub enum MergeFault {
         /// The common name.
         name: String,
         /// The model's entry.
-        place: Place,
-    },
-    /// Slices were asked for of a checkpoint without layers.
-    #[error("{model}: no tensor name says which layer it belongs to{place}")]
-    NoLayers {
-        /// The checkpoint.
-        model: String,
-        /// The slice.
-        place: Place,
-    },
-    /// A checkpoint has several stacks of layers.
-    #[error("{model}: which layers do the slices cut: {}?{place}", stacks.join(", "))]
-    SeveralStacks {
-        /// The checkpoint.
-        model: String,
-        /// The stacks and their number of layers.
-        stacks: Vec<String>,
-        /// The slice.
-        place: Place,
-    },
-    /// A slice takes layers that are not there.
-    #[error("{}{place}", match () {
-        () if end < first => format!("`layer_range: [{first}, {end}]` of {model} begins after its end"),
-        () if end == first => format!("`layer_range: [{first}, {end}]` of {model} has no layer: its end is one past the last"),
-        () => format!("`layer_range: [{first}, {end}]` ends beyond the {n_layers} layers of {model}"),
-    })]
-    LayerRange {
-        /// The checkpoint.
-        model: String,
-        /// The first layer.
-        first: usize,
-        /// One past the last.
-        end: usize,
-        /// The number of layers.
-        n_layers: usize,
-        /// The slice.
-        place: Place,
-    },
-    /// A base that no source of a slice names, and that lacks layers of the slice.
-    #[error(
-        "the base {model} has no layer {}: it has {n_layers} layers, and the slice measures from its layers {first} to \
-         {}{place}", (*first).max(*n_layers), end - 1
-    )]
-    ShortBase {
-        /// The base.
-        model: String,
-        /// The first layer.
-        first: usize,
-        /// One past the last.
-        end: usize,
-        /// The number of layers.
-        n_layers: usize,
-        /// The slice.
-        place: Place,
-    },
-    /// A base that no source of a slice names, where the sources take different layers.
-    #[error(
-        "the sources of a slice take the layers from {first} and from {other}, and nothing says which layers the base \
-         {model} gives{place}"
-    )]
-    BaseLayers {
-        /// The base.
-        model: String,
-        /// The first layer of the first source.
-        first: usize,
-        /// That of another.
-        other: usize,
-        /// The other source.
-        place: Place,
-    },
-    /// A base that a slice names more than once.
-    #[error("the slice names the base {model} twice, and a base gives one set of layers{place}")]
-    BaseTwice {
-        /// The base.
-        model: String,
-        /// The second source.
         place: Place,
     },
     /// A key, or a part of one, that nothing reads.
@@ -493,16 +348,6 @@ pub enum MergeFault {
         /// The value there.
         expected: String,
         /// The entry of the one that differs.
-        place: Place,
-    },
-    /// Sources of a slice differ in their number of layers.
-    #[error("the sources of a slice have {first} and {other} layers{place}")]
-    SliceLengths {
-        /// Layers of the first source.
-        first: usize,
-        /// Layers of another.
-        other: usize,
-        /// The other source.
         place: Place,
     },
     /// Documents that build on each other in a circle.

@@ -14,9 +14,6 @@ impl MergeFault {
                 | Self::DTypes { .. }
                 | Self::UnequalIntegers { .. }
                 | Self::NonFiniteInput { .. }
-                | Self::NegativeInformation { .. }
-                | Self::NonFiniteStatistics { .. }
-                | Self::AsymmetricGram { .. }
                 | Self::Vocabularies { .. }
                 | Self::NoTokenizer { .. }
                 | Self::NoEmbeddings { .. }
@@ -54,16 +51,7 @@ impl MergeFault {
                  takes it if that file held the same weights",
             ),
             Self::NonFiniteInput { .. } => {
-                Some("the file is broken there; --allow-non-finite merges it all the same")
-            }
-            Self::NegativeInformation { .. } => {
-                Some("`vlmerge fisher` writes such a file; other programs must store squares")
-            }
-            Self::NoInformation { .. } => Some(
-                "a `floor` above 0, as the default of 1e-6, gives the plain mean where no model has information",
-            ),
-            Self::NonFiniteStatistics { .. } | Self::AsymmetricGram { .. } => {
-                Some("the file is broken there and must be written again")
+                Some("--allow-non-finite merges files that are broken like this one")
             }
             Self::Shapes { key, .. }
                 if crate::ties::may_be_shared(key) || crate::ties::is_head(key) =>
@@ -87,12 +75,6 @@ impl MergeFault {
             Self::NoMixtures { .. } => {
                 Some("`align_units` aligns the hidden units of dense networks")
             }
-            Self::BaseLayers { .. } => {
-                Some("name the base as a source of the slice, with its own `layer_range`")
-            }
-            Self::ShortBase { .. } => Some(
-                "name the base as a source of the slice, with layers that it has, or give the slice another `base_model`",
-            ),
             Self::Misplaced { .. } => Some(
                 "`t` and its like belong to the `parameters` of the recipe, a module or a slice",
             ),
@@ -104,7 +86,6 @@ impl MergeFault {
                 "the same weights mean another model with other heads: merge models of one configuration, or mend the \
                  config.json that is wrong",
             ),
-            Self::SeveralStacks { .. } => Some("name one of them as `layers:`"),
             Self::UnnamedModules { .. } => Some(
                 "name each with the models that give its weights, as `vision_tower: { models: [MODEL] }`; \
                  `on_missing: copy` copies the tensors from the base or the first model, `on_missing: skip` leaves \

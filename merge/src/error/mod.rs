@@ -18,7 +18,9 @@ mod plan;
 mod quantization;
 mod remote;
 mod safetensors;
+mod slices;
 mod split;
+mod statistics;
 mod torch;
 mod trainer;
 mod transplant;
@@ -40,7 +42,9 @@ pub use plan::PlanFault;
 pub use quantization::QuantizationFault;
 pub use remote::RemoteFault;
 pub use safetensors::SafetensorsFault;
+pub use slices::SliceFault;
 pub use split::SplitFault;
+pub use statistics::StatisticsFault;
 pub use torch::TorchFault;
 pub use trainer::TrainerFault;
 pub use transplant::TransplantFault;
@@ -466,16 +470,6 @@ pub enum Error {
         /// The difference, as a clause.
         fault: String,
     },
-    /// A gram file sums only some of the parts of its data.
-    #[error("{}: sums only part {held} of the data; part {missing} is missing", path.display())]
-    GramParts {
-        /// The gram file.
-        path: PathBuf,
-        /// The parts that are in it.
-        held: String,
-        /// Those that are not, if they are few.
-        missing: String,
-    },
     /// The summed gram matrix has no Cholesky factor.
     #[error("cannot merge `{slot}`: the summed gram matrix of {members:?} is singular{}", pivot_note(*pivot))]
     SingularGram {
@@ -496,6 +490,12 @@ pub enum Error {
     /// Several checkpoints cannot be merged as the recipe says.
     #[error(transparent)]
     Merge(Box<MergeFault>),
+    /// Slices cannot be cut as the recipe says.
+    #[error(transparent)]
+    Slices(Box<SliceFault>),
+    /// Gram matrices, activations or Fisher information are wrong.
+    #[error(transparent)]
+    Statistics(Box<StatisticsFault>),
     /// Activations by which models are to be matched are wrong.
     #[error(transparent)]
     Activations(Box<ActivationFault>),

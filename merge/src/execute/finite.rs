@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 
 use crate::dtype::with_aligned;
+use crate::io::Blamed;
 use crate::plan::TensorRef;
 use crate::{DType, Error, MergeFault, MergePlan, Result, decode_f64};
 
@@ -22,19 +23,18 @@ pub(super) fn check(
     }
     let (at, value) = first_of(&tensor.key, dtype, bytes)?;
     let source = &plan.sources()[tensor.source];
-    if let Some(blamed) = source.blamed(&tensor.key, first + at)? {
-        return Err(MergeFault::NonFiniteInput {
-            path: blamed.path,
-            key: blamed.key,
-            index: blamed.index,
-            value,
-        }
-        .into());
-    }
+    let Blamed { path, key, index } = match source.blamed(&tensor.key, first + at)? {
+        Some(blamed) => blamed,
+        None => Blamed {
+            path: source.path().into(),
+            key: tensor.key.clone(),
+            index: source.require(&tensor.key)?.index_of(first + at),
+        },
+    };
     Err(MergeFault::NonFiniteInput {
-        path: source.path().into(),
-        key: tensor.key.clone(),
-        index: source.require(&tensor.key)?.index_of(first + at),
+        path,
+        key,
+        index,
         value,
     }
     .into())

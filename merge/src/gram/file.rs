@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Gram, GramStore, Shard};
 use crate::io::{WriteOptions, Writer};
 use crate::provenance::{InputFile, Provenance};
-use crate::{DType, Error, Progress, Result, TensorInfo};
+use crate::{DType, Error, Progress, Result, StatisticsFault, TensorInfo};
 
 /// Key of the record in a file's metadata.
 const RECORD: &str = "vlmerge.grams";
@@ -208,7 +208,7 @@ impl GramStore {
     /// Refuses a file that sums only some parts of its data.
     ///
     /// # Errors
-    /// [`Error::GramParts`].
+    /// [`StatisticsFault::GramParts`].
     pub fn require_whole(&self) -> Result<()> {
         let held = self
             .record()
@@ -226,11 +226,12 @@ impl GramStore {
             missing[MAX_SHOWN] = "…".to_owned();
         }
         let held: Vec<String> = held.iter().map(Shard::to_string).collect();
-        Err(Error::GramParts {
+        Err(StatisticsFault::GramParts {
             path: self.checkpoint.path().into(),
             held: held.join(", "),
             missing: missing.join(", "),
-        })
+        }
+        .into())
     }
 
     /// A matrix with its number of rows, which is 0 for files of other programs.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 
-use crate::{Checkpoint, Error, MergeFault, Result, decode_f64};
+use crate::{Checkpoint, DType, Error, Result, StatisticsFault, decode_f64};
 
 /// Gram matrices by name, read one at a time.
 pub struct GramStore {
@@ -60,12 +60,12 @@ impl GramStore {
     /// both.
     ///
     /// # Errors
-    /// As [`GramStore::read`], and [`MergeFault::AsymmetricGram`].
+    /// As [`GramStore::read`], and [`StatisticsFault::AsymmetricGram`].
     pub fn read_symmetric(&self, key: &str) -> Result<Array2<f64>> {
         let matrix = self.read(key)?;
         let info = self.checkpoint.require(key)?;
         let rounding = match info.dtype {
-            crate::DType::F64 | crate::DType::F32 => ROUNDING,
+            DType::F64 | DType::F32 => ROUNDING,
             _ => ROUNDING_OF_HALVES,
         };
         let found = match info.shape.len() {
@@ -74,7 +74,7 @@ impl GramStore {
         };
         match found {
             None => Ok(matrix),
-            Some((row, column)) => Err(MergeFault::AsymmetricGram {
+            Some((row, column)) => Err(StatisticsFault::AsymmetricGram {
                 path: self.checkpoint.path().into(),
                 key: key.to_owned(),
                 row,
@@ -89,7 +89,7 @@ impl GramStore {
     /// The full symmetric matrix.
     ///
     /// # Errors
-    /// When the file cannot be read, [`Error::MissingKey`], or [`MergeFault::NonFiniteStatistics`].
+    /// When the file cannot be read, [`Error::MissingKey`], or [`StatisticsFault::NonFinite`].
     pub fn read(&self, key: &str) -> Result<Array2<f64>> {
         let info = self.checkpoint.require(key)?;
         let mut values = vec![0.0; info.n_elements()];
@@ -105,16 +105,7 @@ impl GramStore {
                 &mut values,
             )?;
         }
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(MergeFault::NonFiniteStatistics {
-                path: self.checkpoint.path().into(),
-                what: "a gram matrix",
-                key: key.to_owned(),
-                index: info.index_of(at),
-                value: values[at],
-            }
-            .into());
-        }
+        StatisticsFault::check(&self.checkpoint, "a gram matrix", key, &values)?;
         let full = match info.shape.len() {
             1 => unpack(&values),
             _ => values,

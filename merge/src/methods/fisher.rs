@@ -5,7 +5,7 @@ use crate::methods::{
     Base, Chunk, Elementwise, GroupShape, MergeMethod, Needs, Operation, Real, Setting, Value,
 };
 use crate::recipe::Place;
-use crate::{MergeFault, Result, TensorInfo};
+use crate::{MergeFault, Result, StatisticsFault, TensorInfo};
 
 /// ## What it does
 /// Averages each element by how sure each model is of it: `W = Σ wᵢ (Fᵢ + floor) xᵢ / Σ wᵢ (Fᵢ + floor)`,
@@ -26,8 +26,8 @@ use crate::{MergeFault, Result, TensorInfo};
 /// Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging",
 /// <https://arxiv.org/abs/2111.09832>.
 /// # Errors
-/// A tensor that a Fisher file lacks, or has in another shape, is named. [`MergeFault::NegativeInformation`] for information
-/// below 0. [`MergeFault::NoInformation`] for an element at which the shares of all models add up to 0, which a `floor`
+/// A tensor that a Fisher file lacks, or has in another shape, is named. [`StatisticsFault::NegativeInformation`] for information
+/// below 0. [`StatisticsFault::NoInformation`] for an element at which the shares of all models add up to 0, which a `floor`
 /// above 0 prevents if no weight is negative. [`MergeFault::ForeignGrams`] for a file that `vlmerge fisher` summed over
 /// another model, unless the recipe says `foreign_grams: allow`.
 #[derive(Clone, Copy, Debug)]
@@ -117,9 +117,9 @@ impl ByInformation {
         paired.map(|own| own[at].real().to_f64()).collect()
     }
 
-    fn negative(&self, member: usize, at: usize, value: f64) -> MergeFault {
+    fn negative(&self, member: usize, at: usize, value: f64) -> StatisticsFault {
         let name = |names: &[String]| names.get(member).cloned().unwrap_or_default();
-        MergeFault::NegativeInformation {
+        StatisticsFault::NegativeInformation {
             path: name(&self.from.files).into(),
             member: name(&self.from.members),
             slot: self.from.slot.clone(),
@@ -146,7 +146,7 @@ impl Elementwise for ByInformation {
             let shares = chunk.paired.iter().zip(&self.weights);
             let shares = shares.map(|(own, w)| w * (own[at].real().to_f64() + self.floor));
             if shares.sum::<f64>() == 0.0 {
-                return Err(MergeFault::NoInformation {
+                return Err(StatisticsFault::NoInformation {
                     slot: self.from.slot.clone(),
                     index: self.from.info.index_of(chunk.first + at),
                     information: Self::of_element(chunk, at),

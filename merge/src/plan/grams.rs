@@ -44,7 +44,7 @@ impl GramFiles {
     /// Opens a gram file for the weights of `model`, the plan's source number `source`.
     ///
     /// # Errors
-    /// When the file is no gram file, [`Error::GramParts`] when it sums only some parts of its data, and
+    /// When the file is no gram file, [`StatisticsFault::GramParts`](crate::StatisticsFault::GramParts) when it sums only some parts of its data, and
     /// [`MergeFault::ForeignGrams`] when it says that it was summed over a file of another size.
     pub(super) fn open(
         &mut self,

@@ -152,7 +152,11 @@ impl Hashes {
     }
 }
 
-fn hash_file(path: &Path, kind: HashKind, progress: &dyn Progress) -> Result<String> {
+/// The hash of a whole file, as hexadecimal digits.
+///
+/// # Errors
+/// When the file cannot be read, or the user stops it.
+pub fn hash_file(path: &Path, kind: HashKind, progress: &dyn Progress) -> Result<String> {
     let mut file = File::open(path).map_err(|error| Error::io("open", path, error))?;
     let mut block = vec![0; BLOCK_BYTES];
     let mut each = |update: &mut dyn FnMut(&[u8])| loop {

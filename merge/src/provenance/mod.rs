@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use hash::{FileHash, HashKind, Hashes, hexadecimal};
+pub use hash::{FileHash, HashKind, Hashes, hash_file, hexadecimal};
 pub(crate) use names::short_names;
 
 use crate::io::SourceFile;

@@ -139,10 +139,7 @@ fn cache(
     let vocabulary = vocabulary.map(|bytes| key_of(&bytes));
     let files = args.data.identity()?;
     // Copies of the data on several machines were not written at one time.
-    let content = files.iter().map(|file| FileFacts {
-        changed: None,
-        ..file.clone()
-    });
+    let content = files.iter().cloned().map(FileFacts::without_time);
     let content: Vec<FileFacts> = content.collect();
     let reading = json!({
         "flags": args.model.identity(),

@@ -14,6 +14,8 @@
 mod about;
 mod parity;
 mod steps;
+#[path = "../timed_step/mod.rs"]
+mod timed_step;
 
 use std::error::Error;
 use std::path::Path;

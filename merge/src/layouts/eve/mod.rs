@@ -19,7 +19,7 @@ use crate::convert::Resize;
 use crate::{Checkpoint, DType, Error, Expert, Result, Role, Slot, TensorInfo};
 
 use super::{BlockId, Buffer, Description, Layout, LayoutFamily, Part, PositionTable, TableForm};
-use super::{NO_TIES, boxed, without_module};
+use super::{ModelRecord, NO_TIES, boxed, without_module};
 use place::{Place, Stem, Whose, nearest};
 use survey::relative_side;
 use table::IMAGE_POSITION_IDS;
@@ -79,9 +79,13 @@ impl Eve {
         self.pair_len
     }
 
-    /// Whether the file tells how many heads there are, by its record or by a table; else they are those of the published width.
-    pub(crate) fn tells_heads(&self) -> bool {
-        self.tells_heads
+    /// A record of this model without guesses by the published width, which are no facts about it.
+    pub(crate) fn told(&self, record: ModelRecord) -> ModelRecord {
+        ModelRecord {
+            heads: record.heads.filter(|_| self.tells_heads),
+            pair_len: record.pair_len.filter(|_| self.pair_len.is_some()),
+            ..record
+        }
     }
 
     /// Patches a side by the table of relative positions of a model with `text_positions` text positions.

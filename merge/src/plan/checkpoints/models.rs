@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::methods::{Base, MergeMethod};
 use crate::plan::opener::{Opener, merged};
 use crate::recipe::{ModelRef, OutputSlice, Part, Place, adapters};
-use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result};
+use crate::{Checkpoint, Error, MergeFault, MergeRecipe, Result, SliceFault};
 
 /// The open checkpoints.
 pub(in crate::plan) struct Models {
@@ -97,7 +97,7 @@ impl Models {
             let mut bases = (slice.sources.iter())
                 .filter(|source| self.find(&source.model_ref()) == Some(base));
             if let Some(second) = bases.nth(1) {
-                return Err(MergeFault::BaseTwice {
+                return Err(SliceFault::BaseTwice {
                     model: self.name(base),
                     place: second.place,
                 }

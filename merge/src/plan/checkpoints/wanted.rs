@@ -9,7 +9,7 @@ use crate::plan::TensorRef;
 use crate::recipe::{
     Located, ModelRef, OnMissing, OutputSlice, Parameters, Part, Place, SliceSource,
 };
-use crate::{MergeFault, MergeRecipe, Result};
+use crate::{MergeFault, MergeRecipe, Result, SliceFault};
 
 /// An output tensor and its inputs, which may or may not be there.
 pub(in crate::plan) struct Wanted<'a> {
@@ -140,7 +140,7 @@ impl Models {
             Some(prefix) => stacks.remove_entry(prefix),
             None if stacks.len() > 1 => {
                 let named = stacks.iter();
-                return Err(MergeFault::SeveralStacks {
+                return Err(SliceFault::SeveralStacks {
                     model: model.name(),
                     stacks: named.map(|(name, n)| format!("{name} ({n})")).collect(),
                     place,
@@ -150,7 +150,7 @@ impl Models {
             None => stacks.pop_first(),
         };
         if found.is_none() && (scope.modules.is_none() || scope.part.layers.is_some()) {
-            return Err(MergeFault::NoLayers {
+            return Err(SliceFault::NoLayers {
                 model: model.name(),
                 place,
             }
@@ -243,7 +243,7 @@ impl<'a> Cut<'a> {
             match n_layers {
                 None => n_layers = Some(length),
                 Some(expected) if expected != length => {
-                    return Err(MergeFault::SliceLengths {
+                    return Err(SliceFault::Lengths {
                         first: expected,
                         other: length,
                         place: source.place,
@@ -260,7 +260,7 @@ impl<'a> Cut<'a> {
             // A base that a slice does not name gives the layers that its sources give.
             let mut others = parts.iter().zip(&slice.sources);
             if let Some((other, source)) = others.find(|(part, _)| part.first != first.first) {
-                return Err(MergeFault::BaseLayers {
+                return Err(SliceFault::BaseLayers {
                     model: models.name(base),
                     first: first.first,
                     other: other.first,
@@ -274,7 +274,7 @@ impl<'a> Cut<'a> {
                 && n_layers < end
                 && on_missing == OnMissing::Error
             {
-                return Err(MergeFault::ShortBase {
+                return Err(SliceFault::ShortBase {
                     model: models.name(base),
                     first: first.first,
                     end,
@@ -387,7 +387,7 @@ fn share<'a>(
         Some(found) => found,
     };
     if first >= end || end > n_layers {
-        return Err(MergeFault::LayerRange {
+        return Err(SliceFault::LayerRange {
             model: model.name(),
             first,
             end,
