@@ -5,8 +5,8 @@ use candle_core::{D, Result, Tensor};
 use super::config::Tower;
 use crate::Weights;
 use crate::nn::{
-    Bias, LayerNorm, Linear, Mask, Mlp, Network, Packed, Pass, Picked, PreNormBlock, Projections,
-    Residual, attend_packed, attention_shares, is_on_host, side_by_side, unpack,
+    Bias, Buffers, LayerNorm, Linear, Mask, Mlp, Network, Packed, Pass, Picked, PreNormBlock,
+    Projections, Residual, attend_packed, attention_shares, is_on_host, side_by_side, unpack,
 };
 
 /// A block.
@@ -60,22 +60,11 @@ impl Block {
         seen: Option<&Mask>,
         real: Option<&Mask>,
         pass: &Pass<'_>,
+        buffers: &Buffers,
     ) -> Result<Tensor> {
-        let x = match pass.tape() {
-            None => self.compute(x, None, seen, real, pass)?,
-            Some(tape) => {
-                let on_slices = self.on_slices(x.dim(1)?, seen);
-                match on_slices.is_fusible(tape, x) {
-                    true => on_slices.record(tape, x)?,
-                    false => {
-                        let (block, seen) = (self.clone(), seen.cloned());
-                        tape.segment(vec![x.clone()], move |inputs| {
-                            let seen = seen.as_ref();
-                            block.compute(&inputs[0], None, seen, None, &Pass::new())
-                        })?
-                    }
-                }
-            }
+        let x = match pass.is_tapped() {
+            true => self.compute(x, None, seen, real, pass)?,
+            false => self.run(x, None, seen, pass, buffers)?,
         };
         pass.show_named_block(&format!("layer{}", self.index), std::slice::from_ref(&x))?;
         Ok(x)
@@ -116,17 +105,33 @@ impl Block {
         picked: &Picked,
         seen: Option<&Mask>,
         pass: &Pass<'_>,
+        buffers: &Buffers,
     ) -> Result<Tensor> {
-        let Some(tape) = pass.tape() else {
-            return self.compute(x, Some(picked), seen, None, &Pass::new());
+        self.run(x, Some(picked), seen, pass, buffers)
+    }
+
+    /// The block where nobody looks on, on slices if it can.
+    fn run(
+        &self,
+        x: &Tensor,
+        picked: Option<&Picked>,
+        seen: Option<&Mask>,
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> Result<Tensor> {
+        let all = self.on_slices(x.dim(1)?, seen);
+        let on_slices = match picked {
+            None => Some(all),
+            Some(picked) => all.picking(picked.clone()),
         };
-        let on_slices = self.on_slices(x.dim(1)?, seen).picking(picked.clone());
-        match on_slices {
-            Some(block) if block.is_fusible(tape, x) => block.record(tape, x),
-            _ => {
-                let (block, seen, picked) = (self.clone(), seen.cloned(), picked.clone());
+        match (on_slices, pass.tape()) {
+            (Some(block), Some(tape)) if block.is_fusible(tape, x) => block.record(tape, x),
+            (Some(block), None) if block.runs_alone(x) => block.run(x, buffers),
+            (_, None) => self.compute(x, picked, seen, None, pass),
+            (_, Some(tape)) => {
+                let (block, seen, picked) = (self.clone(), seen.cloned(), picked.cloned());
                 tape.segment(vec![x.clone()], move |inputs| {
-                    let (seen, picked) = (seen.as_ref(), Some(&picked));
+                    let (seen, picked) = (seen.as_ref(), picked.as_ref());
                     block.compute(&inputs[0], picked, seen, None, &Pass::new())
                 })
             }

@@ -6,7 +6,9 @@ use candle_core::{Result as DeviceResult, Tensor};
 use super::block::Block;
 use super::config::Config;
 use crate::models::towers::first;
-use crate::nn::{Bias, LayerNorm, Linear, Mlp, Pass, PatchEmbed, Picked, Residual, attend_to};
+use crate::nn::{
+    Bias, Buffers, LayerNorm, Linear, Mlp, Pass, PatchEmbed, Picked, Residual, attend_to,
+};
 use crate::weights::Init;
 use crate::{Error, Result, Weights};
 
@@ -107,9 +109,15 @@ impl ImageTower {
         Ok(x)
     }
 
-    fn run(&self, mut x: Tensor, blocks: &[Block], pass: &Pass<'_>) -> Result<Tensor> {
+    fn run(
+        &self,
+        mut x: Tensor,
+        blocks: &[Block],
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> Result<Tensor> {
         for block in blocks {
-            x = block.forward(&x, None, None, pass)?;
+            x = block.forward(&x, None, None, pass, buffers)?;
         }
         Ok(x)
     }
@@ -119,7 +127,8 @@ impl ImageTower {
     /// # Errors
     /// [`Error::ImageSize`], or when the device fails.
     pub fn tokens(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.run(self.embed(image, pass)?, &self.blocks, pass)?;
+        let x = self.embed(image, pass)?;
+        let x = self.run(x, &self.blocks, pass, &Buffers::default())?;
         Ok(self.norm.forward(&x)?)
     }
 
@@ -149,10 +158,12 @@ impl ImageTower {
         let Some((last, others)) = self.blocks.split_last() else {
             return Ok(x);
         };
-        let x = self.run(x, others, pass)?;
+        let buffers = Buffers::default();
+        let x = self.run(x, others, pass, &buffers)?;
+        let picked = Picked::first(x.dim(0)?);
         match pass.is_tapped() {
-            true => self.run(x, std::slice::from_ref(last), pass),
-            false => Ok(last.forward_picked(&x, &Picked::first(x.dim(0)?), None, pass)?),
+            true => self.run(x, std::slice::from_ref(last), pass, &buffers),
+            false => Ok(last.forward_picked(&x, &picked, None, pass, &buffers)?),
         }
     }
 }

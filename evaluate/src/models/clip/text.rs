@@ -9,7 +9,7 @@ use super::config::Config;
 use crate::batch::Texts;
 use crate::crossing;
 use crate::models::towers::first;
-use crate::nn::{Embedding, LayerNorm, Linear, Mask, Pass, Picked};
+use crate::nn::{Buffers, Embedding, LayerNorm, Linear, Mask, Pass, Picked};
 use crate::{Error, ModelFault, Result, Weights};
 
 /// The first part of its keys.
@@ -123,8 +123,9 @@ impl TextTower {
         let seen = self.seen(texts, hides_padding)?;
         // Where padding takes part, its rows are inputs like others.
         let real = (self.is_causal || hides_padding).then_some(&texts.mask);
+        let buffers = Buffers::default();
         for block in &self.blocks {
-            x = block.forward(&x, seen.as_ref(), real, pass)?;
+            x = block.forward(&x, seen.as_ref(), real, pass, &buffers)?;
         }
         let x = self.norm.forward(&x)?;
         pass.show_output(format_args!("last"), || Ok(x.clone()))?;
@@ -146,10 +147,11 @@ impl TextTower {
         };
         let mut x = self.embed(texts, pass)?;
         let seen = self.seen(texts, hides_padding)?;
+        let buffers = Buffers::default();
         for block in others {
-            x = block.forward(&x, seen.as_ref(), None, pass)?;
+            x = block.forward(&x, seen.as_ref(), None, pass, &buffers)?;
         }
-        let x = last.forward_picked(&x, &picked, seen.as_ref(), pass)?; // (b, 1, d)
+        let x = last.forward_picked(&x, &picked, seen.as_ref(), pass, &buffers)?; // (b, 1, d)
         Ok(first(&self.norm.forward(&x)?)?)
     }
 }

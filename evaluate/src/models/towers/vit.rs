@@ -15,8 +15,8 @@ use merge::layouts::Generic;
 use super::vit_form::Form;
 use super::{Shapes, first, first_tokens, sizes};
 use crate::nn::{
-    Activation, Bias, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias, Pass,
-    PatchEmbed, Picked, PreNormBlock, Projections, Residual, attend_packed, attention_shares,
+    Activation, Bias, Buffers, LayerNorm, LayerScale, Linear, Mlp, Network, Packed, PackedBias,
+    Pass, PatchEmbed, Picked, PreNormBlock, Projections, Residual, attend_packed, attention_shares,
     unpack,
 };
 use crate::weights::Init;
@@ -300,12 +300,20 @@ impl Block {
     }
 
     /// `(b, n, d) -> (b, n, d)`.
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> candle_core::Result<Tensor> {
         let kept = self.kept(x, pass)?;
-        let Some(tape) = pass.tape() else {
-            return self.compute(x, usize::MAX, &kept, pass);
-        };
         let on_slices = self.on_slices(x.dim(1)?, &kept);
+        let Some(tape) = pass.tape() else {
+            return match !pass.is_tapped() && self.has_bias() && on_slices.runs_alone(x) {
+                true => on_slices.run(x, buffers),
+                false => self.compute(x, usize::MAX, &kept, pass),
+            };
+        };
         if self.has_bias() && on_slices.is_fusible(tape, x) {
             return on_slices.record(tape, x);
         }
@@ -321,18 +329,22 @@ impl Block {
     }
 
     /// The block for the first token alone, or for all in a pass that goes back through a graph: `(b, n, d)` to
-    /// `(b, 1, d)` or `(b, n, d)`.
-    fn forward_first(&self, x: &Tensor, pass: &Pass<'_>) -> candle_core::Result<Tensor> {
-        let Some(tape) = pass.tape() else {
-            let is_trained = x.track_op() || self.attn.qkv.weight().track_op();
-            let queries = if is_trained { usize::MAX } else { 1 };
-            return self.compute(x, queries, &self.kept(x, pass)?, pass);
-        };
+    /// `(b, 1, d)` or `(b, n, d)`. Nobody looks on.
+    fn forward_first(
+        &self,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> candle_core::Result<Tensor> {
         let (b, n, _) = x.dims3()?;
-        let on_slices = self.on_slices(n, &self.kept(x, pass)?);
-        match on_slices.picking(Picked::first(b)) {
-            Some(block) if self.has_bias() && block.is_fusible(tape, x) => block.record(tape, x),
-            _ => self.forward(x, pass),
+        let kept = self.kept(x, pass)?;
+        let is_trained = x.track_op() || self.attn.qkv.weight().track_op();
+        let block = self.on_slices(n, &kept).picking(Picked::first(b));
+        match (block.filter(|_| self.has_bias()), pass.tape()) {
+            (Some(block), Some(tape)) if block.is_fusible(tape, x) => block.record(tape, x),
+            (Some(block), None) if block.runs_alone(x) => block.run(x, buffers),
+            (_, None) if !is_trained => self.compute(x, 1, &kept, pass),
+            _ => self.forward(x, pass, buffers),
         }
     }
 
@@ -505,9 +517,15 @@ impl Vit {
         Ok(x)
     }
 
-    fn run(&self, mut x: Tensor, blocks: &[Block], pass: &Pass<'_>) -> Result<Tensor> {
+    fn run(
+        &self,
+        mut x: Tensor,
+        blocks: &[Block],
+        pass: &Pass<'_>,
+        buffers: &Buffers,
+    ) -> Result<Tensor> {
         for block in blocks {
-            x = block.forward(&x, pass)?;
+            x = block.forward(&x, pass, buffers)?;
             pass.show_block(block.index, std::slice::from_ref(&x))?;
         }
         Ok(x)
@@ -527,7 +545,8 @@ impl Vit {
     /// # Errors
     /// [`Error::ImageSize`], or when the device fails.
     pub fn tokens(&self, image: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let x = self.run(self.embed(image, pass)?, &self.blocks, pass)?;
+        let x = self.embed(image, pass)?;
+        let x = self.run(x, &self.blocks, pass, &Buffers::default())?;
         self.normed(&x, pass)
     }
 
@@ -541,10 +560,11 @@ impl Vit {
         let Some((last, others)) = self.blocks.split_last() else {
             return Ok(first(&self.normed(&x, pass)?)?);
         };
-        let x = self.run(x, others, pass)?;
+        let buffers = Buffers::default();
+        let x = self.run(x, others, pass, &buffers)?;
         let x = match pass.is_tapped() {
-            true => self.run(x, std::slice::from_ref(last), pass)?,
-            false => last.forward_first(&x, pass)?,
+            true => self.run(x, std::slice::from_ref(last), pass, &buffers)?,
+            false => last.forward_first(&x, pass, &buffers)?,
         };
         Ok(first(&self.normed(&x, pass)?)?)
     }

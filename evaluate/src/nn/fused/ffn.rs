@@ -4,7 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::outlet::Outlet;
 use super::{input_gradient, norm_backward, norm_into, output, weight_gradient};
-use crate::nn::cpu::slices::{self, Keep};
+use crate::nn::cpu::host::Host;
+use crate::nn::cpu::slices::{self, Keep, Then};
 use crate::nn::{Buffer, Buffers, Gradients, LayerNorm, Mlp};
 
 /// `x + keep scale ∘ fc2(gelu(fc1(norm(x))))`.
@@ -38,6 +39,28 @@ impl<'a> FfnBranch<'a> {
         slices::activate_into(&mut after, &before, self.mlp.activation());
         self.outlet().forward(out, &after, x)?;
         Ok(before)
+    }
+
+    /// [`FfnBranch::forward`] where nobody goes back.
+    pub fn forward_alone(&self, out: &mut [f32], x: &[f32], buffers: &Buffers) -> Result<()> {
+        let fc1 = self.mlp.fc1();
+        let (inner, width) = fc1.weight().dims2()?;
+        let mut after = buffers.take(x.len() / width * inner); // (m, f)
+        {
+            let mut normed = buffers.take(x.len());
+            norm_into(&mut normed, x, self.norm)?;
+            let (weight, bias) = (Host::of(fc1.weight())?, Host::of(fc1.bias())?);
+            let then = Then::Activate(self.mlp.activation());
+            slices::linear_into(
+                &mut after,
+                &normed,
+                weight.values(),
+                bias.values(),
+                width,
+                then,
+            );
+        }
+        self.outlet().forward(out, &after, x)
     }
 
     /// Turns `g: (m, d)`, the gradient by the output, into the one by `x`.

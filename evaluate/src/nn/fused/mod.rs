@@ -59,6 +59,15 @@ pub(crate) fn fits_slices<'t>(
     tape.fuses() && takes(x) && weights.into_iter().all(is_leaf)
 }
 
+/// Whether a block can run on slices where nothing has a gradient: on the CPU in f32.
+pub(crate) fn runs_on_slices<'t>(
+    x: &Tensor,
+    weights: impl IntoIterator<Item = &'t Tensor>,
+) -> bool {
+    let is_plain = |tensor: &Tensor| takes(tensor) && !tensor.track_op();
+    is_plain(x) && (weights.into_iter()).all(|weight| is_plain(weight) && weight.is_contiguous())
+}
+
 /// Sizes of a self-attention in which every token asks.
 fn self_attention(batch: usize, tokens: usize, heads: usize, width: usize) -> Sizes<'static> {
     Sizes {

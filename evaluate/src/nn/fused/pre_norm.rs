@@ -4,8 +4,10 @@ use candle_core::{Result, Shape, Tensor};
 
 use super::{
     AttentionBranch, FfnBranch, KeptAttention, OnSlices, Packed, fits_slices, record_on_slices,
+    runs_on_slices,
 };
 use crate::nn::cpu::host::{Host, host_values};
+use crate::nn::cpu::pool::in_pool;
 use crate::nn::cpu::slices::Keep;
 use crate::nn::{Bias, Buffer, Buffers, Gradients, LayerNorm, Mask, Mlp, Picked, Tape};
 
@@ -48,8 +50,18 @@ pub(crate) struct Inside {
 }
 
 impl PreNormBlock {
-    /// Whether it can run on slices.
+    /// Whether it can run on slices and be recorded.
     pub fn is_fusible(&self, tape: &Tape, x: &Tensor) -> bool {
+        fits_slices(tape, x, self.weights())
+    }
+
+    /// Whether it can run on slices, and nothing has a gradient.
+    pub fn runs_alone(&self, x: &Tensor) -> bool {
+        let pairs = self.pairs.iter();
+        runs_on_slices(x, self.weights().into_iter().chain(pairs))
+    }
+
+    fn weights(&self) -> Vec<&Tensor> {
         let mut weights = self.attention.weights();
         weights.extend(self.norms.iter().flat_map(|(norm, _)| norm.weights()));
         for network in &self.networks {
@@ -58,7 +70,7 @@ impl PreNormBlock {
         }
         weights.extend(&self.scale);
         weights.extend(&self.network_scale);
-        fits_slices(tape, x, weights)
+        weights
     }
 
     /// The block for one token of each sequence, which one network serves: `(b, n, d) -> (b, 1, d)`. `None` where
@@ -74,13 +86,65 @@ impl PreNormBlock {
 
     /// Runs it and notes it on the tape.
     pub fn record(mut self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
+        let pairs = self.made_ready(x)?;
+        record_on_slices(tape, self, x, pairs.as_ref())
+    }
+
+    /// Runs it where nobody goes back.
+    pub fn run(mut self, x: &Tensor, buffers: &Buffers) -> Result<Tensor> {
+        self.made_ready(x)?;
+        let (x, shape) = (x.contiguous()?, self.shape(x));
+        let mut out = vec![0.0; shape.elem_count()];
+        in_pool(|| {
+            self.forward_with(&x, &mut out, buffers, |branch, out, x| {
+                branch.forward_alone(out, x, buffers)
+            })
+        })?;
+        Tensor::from_vec(out, shape, x.device())
+    }
+
+    /// Checks the picked tokens and puts the numbers of pairs in order; gives these as they were.
+    fn made_ready(&mut self, x: &Tensor) -> Result<Option<Tensor>> {
         if let Some(picked) = &self.picked {
             let (batch, tokens, _) = x.dims3()?;
             picked.check(batch, tokens)?;
         }
         let pairs = self.pairs.take();
         self.pairs = pairs.as_ref().map(Tensor::contiguous).transpose()?;
-        record_on_slices(tape, self, x, pairs.as_ref())
+        Ok(pairs)
+    }
+
+    /// Both branches, of which `network` runs the networks: what the first one keeps, what stands between both, and what
+    /// `network` gives.
+    fn forward_with<T>(
+        &self,
+        x: &Tensor,
+        out: &mut [f32],
+        buffers: &Buffers,
+        network: impl Fn(&FfnBranch<'_>, &mut [f32], &[f32]) -> Result<T>,
+    ) -> Result<(KeptAttention, Buffer, Vec<T>)> {
+        let keep = self.keep.as_ref().map(host_values).transpose()?;
+        let branch = self.attention(x, keep.as_deref())?;
+        if self.networks.is_empty() {
+            let attention = branch.forward(out, Host::of(x)?.values(), buffers)?;
+            return Ok((attention, buffers.take(0), Vec::new()));
+        }
+        let mut middle = buffers.take(out.len());
+        let attention = branch.forward(&mut middle, Host::of(x)?.values(), buffers)?;
+        let mut kept = Vec::with_capacity(self.networks.len());
+        for (of, rows) in self.stretches(x)? {
+            let keep = of.keep.as_ref().map(host_values).transpose()?;
+            let branch = self.network(of, keep.as_deref());
+            let Some(rows) = rows else {
+                kept.push(network(&branch, out, &middle)?);
+                continue;
+            };
+            let part = rows.gather(&middle, buffers);
+            let mut result = buffers.take(part.len());
+            kept.push(network(&branch, &mut result, &part)?);
+            rows.scatter(&result, out);
+        }
+        Ok((attention, middle, kept))
     }
 
     fn attention<'a>(&'a self, x: &Tensor, keep: Option<&'a [f32]>) -> Result<AttentionBranch<'a>> {
@@ -144,30 +208,9 @@ impl OnSlices for PreNormBlock {
     }
 
     fn forward(&self, x: &Tensor, out: &mut [f32], buffers: &Buffers) -> Result<Inside> {
-        let keep = self.keep.as_ref().map(host_values).transpose()?;
-        let branch = self.attention(x, keep.as_deref())?;
-        if self.networks.is_empty() {
-            return Ok(Inside {
-                attention: branch.forward(out, Host::of(x)?.values(), buffers)?,
-                middle: buffers.take(0),
-                networks: Vec::new(),
-            });
-        }
-        let mut middle = buffers.take(out.len());
-        let attention = branch.forward(&mut middle, Host::of(x)?.values(), buffers)?;
-        let mut networks = Vec::with_capacity(self.networks.len());
-        for (network, rows) in self.stretches(x)? {
-            let keep = network.keep.as_ref().map(host_values).transpose()?;
-            let branch = self.network(network, keep.as_deref());
-            let Some(rows) = rows else {
-                networks.push(branch.forward(out, &middle, buffers)?);
-                continue;
-            };
-            let part = rows.gather(&middle, buffers);
-            let mut result = buffers.take(part.len());
-            networks.push(branch.forward(&mut result, &part, buffers)?);
-            rows.scatter(&result, out);
-        }
+        let run =
+            |branch: &FfnBranch<'_>, out: &mut [f32], x: &[f32]| branch.forward(out, x, buffers);
+        let (attention, middle, networks) = self.forward_with(x, out, buffers, run)?;
         Ok(Inside {
             attention,
             middle,
