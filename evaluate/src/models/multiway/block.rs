@@ -7,7 +7,9 @@ use super::fused::on_slices;
 use super::taped::record;
 use super::{Config, Experts};
 use crate::Weights;
-use crate::nn::{Attention, Bias, LayerNorm, LayerScale, Mask, Mlp, Pass, Picked, Residual};
+use crate::nn::{
+    Attention, Bias, Buffers, LayerNorm, LayerScale, Mask, Mlp, Pass, Picked, Residual,
+};
 
 /// LayerNorm of blocks adds this to the variance.
 const EPSILON: f64 = 1e-6;
@@ -100,14 +102,17 @@ impl Block {
         segments: &[Segment],
         attended: Bias<'_>,
         pass: &Pass<'_>,
+        buffers: &Buffers,
     ) -> Result<Tensor> {
         let kept = self.kept(x, segments, pass)?;
-        let Some(tape) = pass.tape() else {
-            return self.compute(x, segments, attended, &kept, pass);
-        };
-        match on_slices(self, segments, attended, &kept)? {
-            Some(block) if block.is_fusible(tape, x) => block.record(tape, x),
-            _ => record(tape, self, x, segments, attended, kept),
+        let block = on_slices(self, segments, attended, &kept)?;
+        match (block, pass.tape()) {
+            (Some(block), Some(tape)) if block.is_fusible(tape, x) => block.record(tape, x),
+            (Some(block), None) if !pass.is_tapped() && block.runs_alone(x) => {
+                block.run(x, buffers)
+            }
+            (_, Some(tape)) => record(tape, self, x, segments, attended, kept),
+            (_, None) => self.compute(x, segments, attended, &kept, pass),
         }
     }
 
@@ -193,6 +198,8 @@ impl Block {
     /// The output of [`Block::forward`] for the first token of a sequence of one segment: `x: (b, n, d) -> (b, 1, d)`.
     /// In the last block most heads look at this alone, and it saves five sixths of the block's work.
     ///
+    /// Nobody looks on.
+    ///
     /// # Errors
     /// As [`Block::forward`].
     pub fn forward_first(
@@ -201,21 +208,28 @@ impl Block {
         segment: Segment,
         attended: Bias<'_>,
         pass: &Pass<'_>,
+        buffers: &Buffers,
     ) -> Result<Tensor> {
-        let Segment { expert, .. } = segment;
-        if let Some(tape) = pass.tape() {
-            let (segments, picked) = ([segment], Picked::first(x.dim(0)?));
-            let kept = self.kept(x, &segments, pass)?;
-            let block = on_slices(self, &segments, attended, &kept)?;
-            return match block.and_then(|block| block.picking(picked.clone())) {
-                Some(block) if block.is_fusible(tape, x) => block.record(tape, x),
-                _ => {
-                    let x = record(tape, self, x, &segments, attended, kept)?;
-                    let [x] = picked.of([&x])?;
-                    Ok(x)
-                }
-            };
+        let (segments, picked) = ([segment], Picked::first(x.dim(0)?));
+        let kept = self.kept(x, &segments, pass)?;
+        let block = on_slices(self, &segments, attended, &kept)?;
+        match (
+            block.and_then(|block| block.picking(picked.clone())),
+            pass.tape(),
+        ) {
+            (Some(block), Some(tape)) if block.is_fusible(tape, x) => block.record(tape, x),
+            (Some(block), None) if block.runs_alone(x) => block.run(x, buffers),
+            (_, Some(tape)) => {
+                let x = record(tape, self, x, &segments, attended, kept)?;
+                let [x] = picked.of([&x])?;
+                Ok(x)
+            }
+            (_, None) => self.compute_first(x, segment.expert, attended),
         }
+    }
+
+    /// As [`Block::forward_first`], of candle's operations and without omissions.
+    fn compute_first(&self, x: &Tensor, expert: Expert, attended: Bias<'_>) -> Result<Tensor> {
         let normed = self.norm1.of(expert)?.forward(x)?;
         let first = x.narrow(1, 0, 1)?.contiguous()?; // (b, 1, d)
         let attn = self.attn.of(expert)?;

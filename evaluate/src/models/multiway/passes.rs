@@ -8,7 +8,7 @@ use merge::Expert;
 use super::{Multiway, Segment};
 use crate::models::ShallowAttention;
 use crate::models::towers::first;
-use crate::nn::{Bias, Mask, Pairs, Pass, RelativePosition};
+use crate::nn::{Bias, Buffers, Mask, Pairs, Pass, RelativePosition};
 use crate::{Error, Result};
 
 /// Token type of text.
@@ -139,6 +139,7 @@ impl Multiway {
             len: of.x.dim(1)?,
             expert: of.expert,
         };
+        let buffers = Buffers::default();
         for index in blocks {
             let bias = of
                 .pairs
@@ -149,7 +150,7 @@ impl Multiway {
                 pairs: bias.as_ref(),
                 mask: of.mask,
             };
-            of.x = self.blocks[index].forward(&of.x, &[segment], attended, pass)?;
+            of.x = self.blocks[index].forward(&of.x, &[segment], attended, pass, &buffers)?;
             pass.show_block(index, std::slice::from_ref(&of.x))?;
         }
         Ok(of)
@@ -232,7 +233,8 @@ impl Multiway {
             len: x.dim(1)?,
             expert,
         };
-        let x = self.blocks[n - 1].forward_first(&x, segment, attended, pass)?; // (b, 1, d)
+        let block = &self.blocks[n - 1];
+        let x = block.forward_first(&x, segment, attended, pass, &Buffers::default())?; // (b, 1, d)
         self.normed(&first(&x)?)
     }
 
@@ -350,17 +352,18 @@ impl Multiway {
                     },
                 ];
                 let mut x = Tensor::cat(&[text, image], 1)?; // (b, t + n, d)
-                for block in 0..start {
+                let buffers = Buffers::default();
+                for (index, block) in self.blocks.iter().enumerate().take(start) {
                     let bias = joint
                         .as_ref()
-                        .map(|pairs| pairs.bias(block, pass))
+                        .map(|pairs| pairs.bias(index, pass))
                         .transpose()?;
                     let attended = Bias {
                         pairs: bias.as_ref(),
                         mask: Some(&joint_mask),
                     };
-                    x = self.blocks[block].forward(&x, &segments, attended, pass)?;
-                    pass.show_block(block, std::slice::from_ref(&x))?;
+                    x = block.forward(&x, &segments, attended, pass, &buffers)?;
+                    pass.show_block(index, std::slice::from_ref(&x))?;
                 }
                 x
             }
@@ -391,6 +394,7 @@ impl Multiway {
         let text_pairs = self.pairs(|table| table.text(text.dim(1)?))?;
         let image_pairs = self.pairs(RelativePosition::image)?;
         let (t, n) = (text.dim(1)?, image.dim(1)?);
+        let buffers = Buffers::default();
         for (index, block) in self.blocks.iter().enumerate().take(start) {
             let bias =
                 |pairs: &Option<Pairs>| pairs.as_ref().map(|p| p.bias(index, pass)).transpose();
@@ -403,7 +407,7 @@ impl Multiway {
                 len: t,
                 expert: Expert::Language,
             };
-            text = block.forward(&text, &[segment], attended, pass)?;
+            text = block.forward(&text, &[segment], attended, pass, &buffers)?;
             let attended = Bias {
                 pairs: image_bias.as_ref(),
                 mask: None,
@@ -412,7 +416,7 @@ impl Multiway {
                 len: n,
                 expert: Expert::Vision,
             };
-            image = block.forward(&image, &[segment], attended, pass)?;
+            image = block.forward(&image, &[segment], attended, pass, &buffers)?;
             pass.show_block(index, &[text.clone(), image.clone()])?;
         }
         Ok([text, image])

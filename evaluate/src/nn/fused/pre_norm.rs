@@ -57,8 +57,9 @@ impl PreNormBlock {
 
     /// Whether it can run on slices, and nothing has a gradient.
     pub fn runs_alone(&self, x: &Tensor) -> bool {
-        let pairs = self.pairs.iter();
-        runs_on_slices(x, self.weights().into_iter().chain(pairs))
+        let is_learned = self.pairs.as_ref().is_some_and(Tensor::track_op);
+        let is_spelled_out = (self.mask.as_ref()).is_none_or(|mask| mask.added().is_some());
+        !is_learned && is_spelled_out && runs_on_slices(x, self.weights())
     }
 
     fn weights(&self) -> Vec<&Tensor> {
