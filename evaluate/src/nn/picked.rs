@@ -67,10 +67,15 @@ impl Picked {
         Ok(())
     }
 
+    /// Elements of a sequence, of `n` in all; 1 where there is no sequence.
+    fn sequence(&self, n: usize) -> usize {
+        n.checked_div(self.places.len()).unwrap_or(1)
+    }
+
     /// Rows of `x: (b, n, d)` as `(b, d)`.
     pub fn gather(&self, x: &[f32], width: usize, buffers: &Buffers) -> Buffer {
         let mut rows = buffers.take(self.places.len() * width);
-        let sequences = x.chunks_exact(x.len() / self.places.len());
+        let sequences = x.chunks_exact(self.sequence(x.len()));
         for ((row, x), place) in rows
             .chunks_exact_mut(width)
             .zip(sequences)
@@ -84,7 +89,7 @@ impl Picked {
     /// `rows: (b, d)` in their places of `out: (b, n, d)`, zeros elsewhere.
     pub fn scatter(&self, rows: &[f32], out: &mut [f32], width: usize) {
         out.fill(0.0);
-        let sequences = out.chunks_exact_mut(out.len() / self.places.len());
+        let sequences = out.chunks_exact_mut(self.sequence(out.len()));
         for ((row, out), place) in rows.chunks_exact(width).zip(sequences).zip(&*self.places) {
             out[place * width..][..width].copy_from_slice(row);
         }

@@ -62,7 +62,7 @@ impl Block {
         pass: &Pass<'_>,
         buffers: &Buffers,
     ) -> Result<Tensor> {
-        let x = match pass.is_tapped() {
+        let x = match pass.is_tapped() && pass.tape().is_none() {
             true => self.compute(x, None, seen, real, pass)?,
             false => self.run(x, None, seen, pass, buffers)?,
         };
@@ -110,7 +110,7 @@ impl Block {
         self.run(x, Some(picked), seen, pass, buffers)
     }
 
-    /// The block where nobody looks on, on slices if it can.
+    /// The block where nobody looks into it, on slices if it can.
     fn run(
         &self,
         x: &Tensor,
