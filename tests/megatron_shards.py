@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,11 @@ os.environ.update(TORCH_COMPILE_DISABLE="1", TORCHDYNAMO_DISABLE="1", TORCHINDUC
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
+
+import ranks
+
+MODULES = ["megatron.core.models.gpt.gpt_layer_specs", "megatron.core.models.gpt.gpt_model"]
 
 TOLERANCE = 1e-5  # of scores about 1 whose sums are over ranks in another order
 
@@ -263,26 +265,20 @@ def refused(program, folder):
     return run.returncode == 1 and any(name in run.stderr for name in named), run.stderr
 
 
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def main():
     program, faults = os.path.abspath(sys.argv[1]), []
     wanted = sys.argv[2:]
     chosen = [(name, case) for name, case in cases() if not wanted or name in wanted]
     for name, case in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(split, (port(), folder, case), nprocs=case["tensors"] * case["stages"])
+            ranks.start(split, (folder, case), case["tensors"] * case["stages"], MODULES)
             (pathlib.Path(folder) / "latest_checkpointed_iteration.txt").write_text("10")
             out = str(pathlib.Path(folder) / "out.safetensors")
             done = subprocess.run([program, "convert", folder, out], capture_output=True, text=True)
             if done.returncode:
                 faults.append(f"{name}: {done.stderr}")
                 continue
-            mp.spawn(whole, (port(), folder, case), nprocs=1)
+            ranks.start(whole, (folder, case), 1, MODULES)
             scores, again = (torch.load(pathlib.Path(folder) / file) for file in ["scores.pt", "again.pt"])
             off = (scores - again).abs().max().item()
             print(f"{name}: scores of {scores.abs().max():.2f} differ by {off:.1e}", flush=True)

@@ -16,7 +16,6 @@ import pathlib
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,6 @@ os.environ["GLOO_LOG_LEVEL"] = "ERROR"
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -40,6 +38,10 @@ from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel
 from torch.distributed.fsdp import ShardingStrategy, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import ranks
+
+MODULES = ["torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.tensor.parallel"]
 
 
 class Block(nn.Module):
@@ -223,7 +225,7 @@ CASES = {
 }
 
 
-def process(rank, world, port, folder, run, settings):
+def process(rank, port, world, folder, run, settings):
     # gloo says a line per connection.
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -238,10 +240,7 @@ def process(rank, world, port, folder, run, settings):
 
 def in_processes(world, folder, run, settings):
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(process, (world, port, folder, run, settings), nprocs=world)
+    ranks.start(process, (world, folder, run, settings), world, MODULES)
 
 
 # ---- what the program makes of them --------------------------------------------------------------------------------------

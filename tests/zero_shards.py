@@ -13,7 +13,6 @@ import io
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 warnings.filterwarnings("ignore")
 
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
+
+import ranks
 
 
 class Model(torch.nn.Module):
@@ -54,7 +54,7 @@ class Model(torch.nn.Module):
         return self.head(self.last(torch.relu(self.frozen(x))) * self.scale)
 
 
-def train_all(rank, world, port, jobs):
+def train_all(rank, port, world, jobs):
     """One rank of all runs with this number of ranks, for starting DeepSpeed takes longer than the runs."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -105,12 +105,6 @@ def train(deepspeed, rank, folder, case):
     if case.get("tags"):
         engine.save_checkpoint(folder, tag="later")
     torch.distributed.barrier()
-
-
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def judged(folder, tag=None):
@@ -216,7 +210,7 @@ def main():
         folders = {name: home / f"run{number}" for number, (name, _) in enumerate(chosen)}
         for world in sorted({case["world"] for _, case in chosen}):
             jobs = [(str(folders[name]), case) for name, case in chosen if case["world"] == world]
-            mp.spawn(train_all, (world, port(), jobs), nprocs=world)
+            ranks.start(train_all, (world, jobs), world, ["torch"])
         out = home / "out.safetensors"
         for name, case in chosen:
             folder = folders[name]
