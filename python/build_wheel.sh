@@ -20,7 +20,7 @@ python3 -m venv "$walk/tools"
 linked=()
 if [ -n "$target" ]; then
     "$walk/tools/bin/pip" install --quiet --disable-pip-version-check cargo-zigbuild==0.24.1 ziglang==0.17.1 auditwheel==6.8.2
-    export PATH="$walk/tools/bin:$PATH" CARGO_PROFILE_RELEASE_STRIP=symbols
+    export PATH="$walk/tools/bin:$PATH"
     linked=(--target "$target" --zig)
 fi
 

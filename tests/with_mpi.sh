@@ -46,8 +46,13 @@ elif ! is_there && ! by_apt && ! by_wheels; then
 fi
 mpirun --version | head -1
 
-cargo test --release --workspace --features mpi --test mpi_ranks --no-run
-program="$(cargo test --release --workspace --features mpi --test mpi_ranks --no-run --message-format json 2>/dev/null |
+# The two packages that the feature concerns are compiled for this alone, and hardly used: they are not optimized.
+build() {
+    cargo --config 'profile.release.package.vlmerge-train.opt-level = 0' \
+        --config 'profile.release.package.vlmerge.opt-level = 0' "$@"
+}
+build test --release --workspace --features mpi --test mpi_ranks --no-run
+program="$(build test --release --workspace --features mpi --test mpi_ranks --no-run --message-format json 2>/dev/null |
     sed -n 's/.*"name":"mpi_ranks".*"executable":"\([^"]*\)".*/\1/p' | tail -1)"
 
 # What mpirun says of a rank that fails is told to us by its exit code.
@@ -71,10 +76,13 @@ done
 grep -q 'does sum of' "$said" || { cat "$said"; echo "FAILED: nobody says who is out of step"; exit 1; }
 
 # The program itself: evaluation and gram matrices of several ranks are those of one.
-cargo build --release --workspace --features mpi
-vlmerge="$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/vlmerge"
 walk="$(mktemp -d)"
 trap 'rm -rf "$said" "$walk"' EXIT
+build build --release --workspace --features mpi
+vlmerge="$walk/vlmerge"
+cp "$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/vlmerge" "$vlmerge"
+# The usual program is in its place again.
+cargo build --release --bin vlmerge
 specific=fixtures/ckpt/all_moe_pretrain.ckpt
 data=(--task retrieval --data fixtures/arrow --split test --tokenizer fixtures/real/vocab.txt)
 "$vlmerge" evaluate "$specific" "${data[@]}" --json >"$walk/one.json"
