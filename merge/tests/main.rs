@@ -28,6 +28,7 @@ mod golden;
 mod large_tensors;
 mod layout_families;
 mod layouts;
+mod linear_algebra;
 mod lora;
 mod megatron;
 mod megatron_names;
