@@ -47,12 +47,12 @@ fi
 mpirun --version | head -1
 
 # The two packages that the feature concerns are compiled for this alone, and hardly used: they are not optimized.
-build() {
+unoptimized() {
     cargo --config 'profile.release.package.vlmerge-train.opt-level = 0' \
         --config 'profile.release.package.vlmerge.opt-level = 0' "$@"
 }
-build test --release --workspace --features mpi --test mpi_ranks --no-run
-program="$(build test --release --workspace --features mpi --test mpi_ranks --no-run --message-format json 2>/dev/null |
+unoptimized test --release --workspace --features mpi --test mpi_ranks --no-run
+program="$(unoptimized test --release --workspace --features mpi --test mpi_ranks --no-run --message-format json 2>/dev/null |
     sed -n 's/.*"name":"mpi_ranks".*"executable":"\([^"]*\)".*/\1/p' | tail -1)"
 
 # What mpirun says of a rank that fails is told to us by its exit code.
@@ -78,7 +78,7 @@ grep -q 'does sum of' "$said" || { cat "$said"; echo "FAILED: nobody says who is
 # The program itself: evaluation and gram matrices of several ranks are those of one.
 walk="$(mktemp -d)"
 trap 'rm -rf "$said" "$walk"' EXIT
-build build --release --workspace --features mpi
+unoptimized build --release --features mpi --bin vlmerge
 vlmerge="$walk/vlmerge"
 cp "$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/vlmerge" "$vlmerge"
 # The usual program is in its place again.

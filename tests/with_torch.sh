@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Runs a Python script with torch, timm, mergekit, PEFT, transformers, diffusers, DeepSpeed, Megatron Core, Lightning,
 # lm-evaluation-harness and libraries of quantized weights, from one virtual environment that is made once. Where there is no
-# Python, or they cannot be installed, it
-# says so and succeeds: the script is an extra.
+# Python, or they cannot be installed, it says so and succeeds: the script is an extra.
 #   tests/with_torch.sh SCRIPT [ARGUMENT ...]
 set -euo pipefail
 

@@ -38,14 +38,12 @@ def put_program(target: Optional[str] = None) -> Path:
     """Builds the program, which cargo strips, and copies it to the wheel's scripts."""
     SCRIPTS.mkdir(parents=True, exist_ok=True)
     program = SCRIPTS / "vlmerge"
-    if target is None:
-        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=REPOSITORY, check=True)
-        shutil.copy(target_folder() / "release" / "vlmerge", program)
-    else:
+    command, folder = ["build"], target_folder()
+    if target is not None:
         with_glibc = f"{target}.{ZIG_GLIBC[0]}.{ZIG_GLIBC[1]}"
-        run = ["cargo", "zigbuild", "--release", "--locked", "--target", with_glibc]
-        subprocess.run(run, cwd=REPOSITORY, check=True)
-        shutil.copy(target_folder() / target / "release" / "vlmerge", program)
+        command, folder = ["zigbuild", "--target", with_glibc], folder / target
+    subprocess.run(["cargo", *command, "--release", "--locked"], cwd=REPOSITORY, check=True)
+    shutil.copy(folder / "release" / "vlmerge", program)
     n_bytes = program.stat().st_size
     if n_bytes > MOST_BYTES:
         sys.exit(f"{program}: {n_bytes} bytes stripped, {MOST_BYTES} are the most")
